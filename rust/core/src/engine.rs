@@ -1,0 +1,315 @@
+//! What a worker runs: the [`Engine`] trait, the request it gets and the [`Responder`] it answers through.
+//!
+//! A responder that is dropped before it has finished answers for its engine: the caller sees an error,
+//! never a clean end and never silence.
+
+use std::fmt::Debug;
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use bytes::Bytes;
+use headrace_wire::body::{Fault, FaultCode};
+use headrace_wire::error::EncodeError;
+use headrace_wire::outbound::{Finish, Pushed};
+
+use crate::clock::{NEVER, now_ms};
+use crate::link::{Item, Stream};
+use crate::worker::Permit;
+
+/// A model, or anything that answers requests with items.
+pub trait Engine: Send + Sync + Debug + 'static {
+    /// Begins to answer. It must not block: it runs on whichever thread read the request, and others wait.
+    fn start(&self, request: Request, responder: Responder);
+}
+
+/// A request as it reaches an engine.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The caller's request id.
+    pub id: String,
+    /// The endpoint it came for.
+    pub endpoint: Arc<str>,
+    /// The payload.
+    pub payload: Item,
+    /// The caller's metadata.
+    pub metadata: Vec<(String, String)>,
+    /// W3C trace context; empty without a trace.
+    pub traceparent: String,
+    /// The router that sent it.
+    pub client_id: String,
+}
+
+/// Why an item was not taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum PushError {
+    /// Nobody wants it any more: the stream was killed or its link is gone.
+    Killed,
+    /// It is larger than the limit.
+    TooLarge {
+        /// The limit in force.
+        limit: usize,
+        /// Its size.
+        actual: usize,
+    },
+}
+
+/// The answering side of one stream.
+#[derive(Debug)]
+pub struct Responder {
+    stream: Arc<Stream>,
+    permit: Option<Permit>,
+    prologue_sent: AtomicBool,
+    finished: bool,
+}
+
+impl Responder {
+    pub(crate) const fn new(stream: Arc<Stream>, permit: Permit) -> Self {
+        Self { stream, permit: Some(permit), prologue_sent: AtomicBool::new(false), finished: false }
+    }
+
+    /// Says that the engine has returned its stream. The first item says so too.
+    pub fn open(&self) {
+        if !self.prologue_sent.swap(true, Ordering::Relaxed) && !self.is_killed() {
+            self.stream.link.send_lazily(|out| out.prologue(self.stream.id, None));
+        }
+    }
+
+    /// Pushes an item, copying its payload. After [`Pushed::Waiting`] the next push should wait for
+    /// [`Self::drained`], or items gather in memory.
+    ///
+    /// # Errors
+    /// Nobody wants the item any more, or it is too large; nothing was sent.
+    pub fn push(&self, encoding: u8, payload: &[u8]) -> Result<Pushed, PushError> {
+        self.check_killed()?;
+        let (id, first) = (self.stream.id, !self.prologue_sent.swap(true, Ordering::Relaxed));
+        let pushed = self.stream.link.send(|out| {
+            if first {
+                out.prologue(id, None);
+            }
+            out.item(id, encoding, payload)
+        });
+        push_result(pushed)
+    }
+
+    /// As [`Self::push`], by reference: for large payloads that nobody changes any more.
+    ///
+    /// # Errors
+    /// As [`Self::push`].
+    pub fn push_shared(&self, encoding: u8, payload: Bytes) -> Result<Pushed, PushError> {
+        self.check_killed()?;
+        self.open();
+        let pushed = self.stream.link.send(|out| out.item_shared(self.stream.id, encoding, payload));
+        push_result(pushed)
+    }
+
+    fn check_killed(&self) -> Result<(), PushError> {
+        if self.is_killed() { Err(PushError::Killed) } else { Ok(()) }
+    }
+
+    /// Ready when everything pushed has found its place in the outbound buffer, or the stream is killed.
+    pub fn poll_drained(&self, cx: &Context<'_>) -> Poll<()> {
+        let waits = self.stream.link.with_outbound(|out| {
+            let waits = out.has_backlog(self.stream.id);
+            if waits {
+                self.stream.await_drained(cx.waker().clone());
+            }
+            waits
+        });
+        // KILL is looked for after the waker is in place, so that one of the two is seen.
+        if waits && !self.is_killed() { Poll::Pending } else { Poll::Ready(()) }
+    }
+
+    /// Waits as [`Self::poll_drained`].
+    pub async fn drained(&self) {
+        poll_fn(|cx| self.poll_drained(cx)).await;
+    }
+
+    /// Ends the stream cleanly.
+    pub fn finish(mut self) {
+        self.end(Finish::End { stopped: self.is_stopped() });
+    }
+
+    /// Ends the stream with the engine's failure; before [`Self::open`] and the first item it is raised by
+    /// `generate` itself.
+    pub fn fail(mut self, fault: Fault) {
+        self.end(Finish::Error(fault));
+    }
+
+    fn end(&mut self, finish: Finish) {
+        self.finished = true;
+        // The place is free before the caller can know, or its next request might be refused for nothing.
+        self.permit = None;
+        if self.is_killed() {
+            return;
+        }
+        self.stream.link.forget(self.stream.id);
+        let (id, first) = (self.stream.id, !self.prologue_sent.swap(true, Ordering::Relaxed));
+        self.stream.link.send(|out| match finish {
+            Finish::Error(fault) if first => out.prologue(id, Some(&fault)),
+            finish => {
+                if first {
+                    out.prologue(id, None);
+                }
+                out.finish(id, finish);
+            }
+        });
+    }
+
+    /// Whether the caller, or the engine itself, asked to finish.
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        self.stream.is_stopped()
+    }
+
+    /// Whether nobody wants the answer any more.
+    #[must_use]
+    pub fn is_killed(&self) -> bool {
+        self.stream.is_killed()
+    }
+
+    /// Another handle on the same stream's flags.
+    #[must_use]
+    pub fn control(&self) -> Control {
+        Control { stream: Arc::clone(&self.stream) }
+    }
+}
+
+impl Drop for Responder {
+    fn drop(&mut self) {
+        if !self.finished {
+            self.end(Finish::Error(Fault {
+                code: FaultCode::Engine,
+                kind: String::new(),
+                message: "the engine was dropped before it had finished".to_owned(),
+                traceback: String::new(),
+            }));
+        }
+    }
+}
+
+fn push_result(pushed: Result<Pushed, EncodeError>) -> Result<Pushed, PushError> {
+    pushed.map_err(|error| match error {
+        EncodeError::PayloadTooLarge { limit, actual } => PushError::TooLarge { limit, actual },
+        _ => PushError::Killed,
+    })
+}
+
+/// What an engine can know of its stream, and do, while something else holds the responder.
+#[derive(Clone, Debug)]
+pub struct Control {
+    stream: Arc<Stream>,
+}
+
+impl Control {
+    /// Whether the caller, or the engine itself, asked to finish.
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        self.stream.is_stopped()
+    }
+
+    /// Whether nobody wants the answer any more.
+    #[must_use]
+    pub fn is_killed(&self) -> bool {
+        self.stream.is_killed()
+    }
+
+    /// The engine asks itself to finish.
+    pub fn stop_generating(&self) {
+        self.stream.set_stopped();
+    }
+
+    /// Time until the caller's deadline; `None` without one, zero when it has passed.
+    #[must_use]
+    pub fn remaining(&self) -> Option<Duration> {
+        let deadline_ms = self.stream.timing.deadline_ms;
+        (deadline_ms != NEVER).then(|| Duration::from_millis(deadline_ms.saturating_sub(now_ms())))
+    }
+
+    /// Registers who is woken when STOP or KILL comes; one at a time. Check the flags again afterwards.
+    pub fn watch(&self, waker: Waker) {
+        self.stream.watch(waker);
+    }
+
+    /// Waits until the stream is killed.
+    pub async fn killed(&self) {
+        poll_fn(|cx| {
+            self.watch(cx.waker().clone());
+            if self.is_killed() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+    }
+}
+
+/// An engine written as an asynchronous Rust function. Its future runs on tokio and is dropped when the
+/// stream is killed.
+pub struct AsyncEngine<F> {
+    function: F,
+    runtime: tokio::runtime::Handle,
+}
+
+impl<F> AsyncEngine<F> {
+    /// Wraps `function(request, answer)`, which pushes through [`Answer::send`] and returns how it ended.
+    pub const fn new(runtime: tokio::runtime::Handle, function: F) -> Self {
+        Self { function, runtime }
+    }
+}
+
+impl<F> Debug for AsyncEngine<F> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AsyncEngine").finish_non_exhaustive()
+    }
+}
+
+/// Where an [`AsyncEngine`] puts its items.
+#[derive(Clone, Debug)]
+pub struct Answer(Arc<Responder>);
+
+impl Answer {
+    /// Sends an item, waiting for credit when the caller is slower.
+    ///
+    /// # Errors
+    /// Nobody wants the item any more, or it is too large.
+    pub async fn send(&self, encoding: u8, payload: Bytes) -> Result<(), PushError> {
+        if self.0.push_shared(encoding, payload)? == Pushed::Waiting {
+            self.0.drained().await;
+        }
+        Ok(())
+    }
+
+    /// Whether the caller asked to finish.
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        self.0.is_stopped()
+    }
+}
+
+impl<F, Fut> Engine for AsyncEngine<F>
+where
+    F: Fn(Request, Answer) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<(), Fault>> + Send + 'static,
+{
+    fn start(&self, request: Request, responder: Responder) {
+        let control = responder.control();
+        responder.open();
+        let responder = Arc::new(responder);
+        let work = (self.function)(request, Answer(Arc::clone(&responder)));
+        self.runtime.spawn(async move {
+            let result = tokio::select! {
+                result = work => Some(result),
+                () = control.killed() => None,
+            };
+            // The function has returned, so its `Answer` is gone unless it leaked one to another task; then
+            // the stream ends when that one is dropped.
+            if let (Some(result), Some(responder)) = (result, Arc::into_inner(responder)) {
+                match result {
+                    Ok(()) => responder.finish(),
+                    Err(fault) => responder.fail(fault),
+                }
+            }
+        });
+    }
+}

@@ -1,0 +1,34 @@
+//! Streams requests to engines in other processes, and their answers back, over one multiplexed link per
+//! pair. This crate knows nothing of Python and nothing of GPUs; the Python package `headrace` is a binding
+//! over it.
+//!
+//! | module | what lives there |
+//! |---|---|
+//! | [`Worker`] | listens, admits requests, runs engines |
+//! | [`Router`] | keeps links to workers, sends calls |
+//! | [`engine`] | what a worker runs, and how it answers |
+//! | [`link`] | one connection, and who drives its socket |
+//! | [`config`], [`error`], [`address`] | settings, failures, targets |
+//! | [`budget`] | the process ceiling on buffered bytes |
+//!
+//! The protocol itself is in `headrace_wire`, without I/O.
+
+pub mod address;
+pub mod budget;
+mod clock;
+pub mod config;
+pub mod engine;
+pub mod error;
+pub mod link;
+mod router;
+mod worker;
+
+pub use headrace_wire as wire;
+
+pub use self::address::Address;
+pub use self::config::{Policy, RouterConfig, WorkerConfig};
+pub use self::engine::{AsyncEngine, Engine, Request, Responder};
+pub use self::error::{CallError, CallErrorKind, Phase, StartError};
+pub use self::link::Item;
+pub use self::router::{Call, CallOptions, InstanceInfo, InstanceState, Ready, ResponseStream, Router, RouterStats};
+pub use self::worker::{Worker, WorkerStats};

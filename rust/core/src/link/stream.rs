@@ -1,0 +1,462 @@
+//! One stream of a link, either side: the ring of items that have arrived, how the stream ended, who waits.
+//!
+//! Whoever reads the socket puts items in; the consumer takes them out; neither holds the ring's lock while
+//! it wakes the other or touches the link. An ending never overtakes items that arrived before it.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::task::{Context, Poll, Waker};
+
+use bytes::{Buf, Bytes};
+use headrace_wire::body::{Fault, FaultCode, KillReason, Reject};
+use headrace_wire::error::StreamError;
+use headrace_wire::frame::split_item;
+use headrace_wire::stream::{Arrived, Inbound};
+use parking_lot::Mutex;
+
+use super::Link;
+use crate::budget::Claim;
+use crate::clock::{NEVER, now_ms};
+use crate::error::Phase;
+
+/// One item as it arrived.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Item {
+    /// How the payload is encoded; see [`headrace_wire::kind::Encoding`].
+    pub encoding: u8,
+    /// The encoded value.
+    pub payload: Bytes,
+}
+
+/// How a stream ended, as its consumer sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// Every item arrived.
+    Clean { stopped: bool },
+    /// The request did not run.
+    Rejected(Reject),
+    /// The engine failed.
+    Fault(Fault),
+    /// The link broke.
+    Lost { reason: Arc<str>, maybe_executed: bool },
+    /// The deadline passed.
+    Deadline,
+    /// No item came in time.
+    ItemTimeout,
+    /// The consumer left items unread for too long.
+    SlowConsumer,
+    /// This side killed or closed it.
+    Closed,
+}
+
+/// What a consumer finds.
+#[derive(Debug)]
+pub(crate) enum Next {
+    Item(Item),
+    Pending,
+    End(Ending),
+}
+
+#[derive(Debug)]
+enum Chunk {
+    /// The body of a DATA frame; its items are split off one by one.
+    Frame(Bytes),
+    /// An item that came in fragments, with the credit it holds.
+    Whole { item: Item, credit: u64 },
+}
+
+#[derive(Debug)]
+struct Ring {
+    inbound: Inbound,
+    chunks: VecDeque<Chunk>,
+    ending: Option<Ending>,
+    /// PROLOGUE said that the engine has returned its stream.
+    opened: bool,
+    taken: u64,
+    consumer: Option<Waker>,
+    producer: Option<Waker>,
+    watcher: Option<Waker>,
+    /// `taken` when the keeper last looked at a full ring, and when that was; see `check_slow`.
+    stalled: (u64, u64),
+}
+
+/// When a stream must have made progress. Milliseconds of [`crate::clock`], [`NEVER`] for none.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Timing {
+    pub(crate) deadline_ms: u64,
+    pub(crate) item_timeout_ms: u64,
+    pub(crate) slow_consumer_ms: u64,
+}
+
+const STOPPED: u8 = 1;
+const KILLED: u8 = 2;
+
+/// A stream of a link; see the module's text.
+#[derive(Debug)]
+pub(crate) struct Stream {
+    pub(crate) id: u64,
+    pub(crate) link: Arc<Link>,
+    pub(crate) timing: Timing,
+    ring: Mutex<Ring>,
+    flags: AtomicU8,
+    /// Since when the consumer waits on an empty ring.
+    waiting_since_ms: AtomicU64,
+    _window: Claim,
+}
+
+impl Stream {
+    pub(crate) fn new(id: u64, link: Arc<Link>, inbound: Inbound, window: Claim, timing: Timing) -> Self {
+        let ring = Ring {
+            inbound,
+            chunks: VecDeque::new(),
+            ending: None,
+            opened: false,
+            taken: 0,
+            consumer: None,
+            producer: None,
+            watcher: None,
+            stalled: (0, NEVER),
+        };
+        Self {
+            id,
+            link,
+            timing,
+            ring: Mutex::new(ring),
+            flags: AtomicU8::new(0),
+            waiting_since_ms: AtomicU64::new(NEVER),
+            _window: window,
+        }
+    }
+
+    // --- the consumer ---
+
+    /// Takes the next item, or says how the stream ended.
+    pub(crate) fn try_next(&self) -> Next {
+        let mut ring = self.ring.lock();
+        let Some((item, credit)) = ring.pop() else {
+            return ring.ending.clone().map_or(Next::Pending, Next::End);
+        };
+        ring.taken += 1;
+        let grant = ring.inbound.take(credit);
+        drop(ring);
+        self.granted(grant);
+        Next::Item(item)
+    }
+
+    /// As [`Self::try_next`]; registers the waker when nothing is ready.
+    pub(crate) fn poll_next(&self, cx: &Context<'_>) -> Poll<Next> {
+        match self.try_next() {
+            Next::Pending if !self.park(cx) => Poll::Ready(self.try_next()),
+            Next::Pending => Poll::Pending,
+            ready => Poll::Ready(ready),
+        }
+    }
+
+    /// Whether a consumer would find an item or the end.
+    pub(crate) fn is_ready(&self) -> bool {
+        let ring = self.ring.lock();
+        !ring.chunks.is_empty() || ring.ending.is_some()
+    }
+
+    /// Waits until the engine has returned its stream, or the stream ended without that.
+    pub(crate) fn poll_open(&self, cx: &Context<'_>) -> Poll<Result<(), Ending>> {
+        let mut ring = self.ring.lock();
+        if ring.opened {
+            return Poll::Ready(Ok(()));
+        }
+        if let Some(ending) = &ring.ending {
+            return Poll::Ready(Err(ending.clone()));
+        }
+        ring.consumer = Some(cx.waker().clone());
+        self.start_waiting();
+        Poll::Pending
+    }
+
+    /// Waits until the stream has ended; `Some` at once when it holds more than `most` items.
+    pub(crate) fn poll_ended(&self, cx: &Context<'_>, most: u64) -> Poll<()> {
+        let mut ring = self.ring.lock();
+        if ring.ending.is_some() || ring.inbound.items() - ring.taken > most {
+            return Poll::Ready(());
+        }
+        ring.consumer = Some(cx.waker().clone());
+        self.start_waiting();
+        Poll::Pending
+    }
+
+    /// Registers the consumer's waker; false when something became ready meanwhile.
+    fn park(&self, cx: &Context<'_>) -> bool {
+        let mut ring = self.ring.lock();
+        if !ring.chunks.is_empty() || ring.ending.is_some() {
+            return false;
+        }
+        match &ring.consumer {
+            Some(waker) if waker.will_wake(cx.waker()) => {}
+            _ => ring.consumer = Some(cx.waker().clone()),
+        }
+        self.start_waiting();
+        true
+    }
+
+    fn start_waiting(&self) {
+        if self.timing.item_timeout_ms != NEVER && self.waiting_since_ms.load(Ordering::Relaxed) == NEVER {
+            self.waiting_since_ms.store(now_ms(), Ordering::Relaxed);
+        }
+    }
+
+    /// How the stream ended, if it has.
+    pub(crate) fn ending(&self) -> Option<Ending> {
+        self.ring.lock().ending.clone()
+    }
+
+    /// Items taken by the consumer.
+    pub(crate) fn taken(&self) -> u64 {
+        self.ring.lock().taken
+    }
+
+    /// The phase in which the stream stands or ended.
+    pub(crate) fn phase(&self) -> Phase {
+        let ring = self.ring.lock();
+        if ring.inbound.items() > 0 {
+            Phase::Streaming
+        } else if ring.opened || ring.inbound.state() == headrace_wire::stream::State::Accepted {
+            Phase::Accepted
+        } else {
+            Phase::Sent
+        }
+    }
+
+    /// Ends the stream from this side and tells the other one. Nothing happens when it has ended already.
+    pub(crate) fn kill(&self, reason: KillReason, ending: Ending) {
+        if !self.end(ending) {
+            return;
+        }
+        self.link.forget(self.id);
+        self.link.send(|out| {
+            out.kill(self.id, reason);
+        });
+    }
+
+    /// Asks the engine to finish.
+    pub(crate) fn stop(&self) {
+        if self.flags.fetch_or(STOPPED, Ordering::Relaxed) & STOPPED == 0 && self.ring.lock().ending.is_none() {
+            self.link.send(|out| out.stop(self.id));
+        }
+    }
+
+    // --- whoever reads the socket ---
+
+    pub(crate) fn accepted(&self) -> Result<(), StreamError> {
+        self.ring.lock().inbound.accept()
+    }
+
+    pub(crate) fn rejected(&self, reject: Reject) -> Result<(), StreamError> {
+        self.ring.lock().inbound.reject()?;
+        self.end(Ending::Rejected(reject));
+        Ok(())
+    }
+
+    /// PROLOGUE; true when the engine failed, which ended the stream.
+    pub(crate) fn prologue(&self, body: &[u8]) -> Result<bool, StreamError> {
+        let mut ring = self.ring.lock();
+        if let Some(fault) = ring.inbound.prologue(body)? {
+            drop(ring);
+            self.end(Ending::Fault(fault));
+            return Ok(true);
+        }
+        ring.opened = true;
+        let waker = ring.consumer.take();
+        drop(ring);
+        self.wake_consumer(waker);
+        Ok(false)
+    }
+
+    pub(crate) fn data(&self, flags: u8, body: &[u8]) -> Result<(), StreamError> {
+        let mut ring = self.ring.lock();
+        let chunk = match ring.inbound.data(flags, body)? {
+            Arrived::Items { .. } => Some(Chunk::Frame(Bytes::copy_from_slice(body))),
+            Arrived::Whole { encoding, payload, credit } => {
+                Some(Chunk::Whole { item: Item { encoding, payload: payload.into() }, credit })
+            }
+            Arrived::Fragment => None,
+        };
+        let Some(chunk) = chunk else {
+            let grant = ring.inbound.grant();
+            drop(ring);
+            self.granted(grant);
+            return Ok(());
+        };
+        if ring.ending.is_none() {
+            ring.chunks.push_back(chunk);
+        }
+        let waker = ring.consumer.take();
+        drop(ring);
+        self.wake_consumer(waker);
+        Ok(())
+    }
+
+    pub(crate) fn end_received(&self, body: &[u8], stopped: bool) -> Result<(), StreamError> {
+        self.ring.lock().inbound.end(body)?;
+        self.end(Ending::Clean { stopped });
+        Ok(())
+    }
+
+    pub(crate) fn error_received(&self, body: &[u8]) -> Result<(), StreamError> {
+        let fault = self.ring.lock().inbound.error(body)?;
+        self.end(Ending::Fault(fault));
+        Ok(())
+    }
+
+    /// Ends the stream; false when it had ended. Wakes whoever waits for anything.
+    pub(crate) fn end(&self, ending: Ending) -> bool {
+        let mut ring = self.ring.lock();
+        if ring.ending.is_some() {
+            return false;
+        }
+        if ending == Ending::Closed {
+            ring.chunks.clear();
+        }
+        ring.ending = Some(ending);
+        let wakers = [ring.consumer.take(), ring.producer.take(), ring.watcher.take()];
+        drop(ring);
+        self.waiting_since_ms.store(NEVER, Ordering::Relaxed);
+        wakers.into_iter().flatten().for_each(Waker::wake);
+        true
+    }
+
+    fn wake_consumer(&self, waker: Option<Waker>) {
+        if let Some(waker) = waker {
+            self.waiting_since_ms.store(NEVER, Ordering::Relaxed);
+            waker.wake();
+        }
+    }
+
+    fn granted(&self, grant: Option<u64>) {
+        if let Some(bytes) = grant {
+            self.link.send(|out| out.credit(self.id, bytes));
+        }
+    }
+
+    // --- the engine's side ---
+
+    /// STOP came, or the engine stops itself.
+    pub(crate) fn set_stopped(&self) {
+        if self.flags.fetch_or(STOPPED, Ordering::Relaxed) & STOPPED == 0 {
+            self.wake_watcher();
+        }
+    }
+
+    /// The engine's work is no longer wanted. Its producer and its watcher are told.
+    pub(crate) fn set_killed(&self) {
+        self.flags.fetch_or(KILLED | STOPPED, Ordering::Release);
+        self.end(Ending::Closed);
+        self.wake_producer();
+        self.wake_watcher();
+    }
+
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.flags.load(Ordering::Relaxed) & STOPPED != 0
+    }
+
+    pub(crate) fn is_killed(&self) -> bool {
+        self.flags.load(Ordering::Acquire) & KILLED != 0
+    }
+
+    /// The deadline passed at the worker: the caller is answered, whatever the engine does.
+    pub(crate) fn expire(&self) {
+        self.fail(FaultCode::Deadline, "the deadline passed at the worker");
+    }
+
+    /// Ends the stream from the worker's side while its engine may still run.
+    pub(crate) fn fail(&self, code: FaultCode, message: &str) {
+        let fault = Fault { code, kind: String::new(), message: message.to_owned(), traceback: String::new() };
+        self.link.send(|out| out.abandon(self.id, fault));
+        self.link.forget(self.id);
+        self.set_killed();
+    }
+
+    /// Registers who is told of STOP and KILL; at most one.
+    pub(crate) fn watch(&self, waker: Waker) {
+        self.ring.lock().watcher = Some(waker);
+    }
+
+    /// Registers the producer that waits for its backlog to empty. The link's lock is held by the caller, so
+    /// that no wake-up falls in between.
+    pub(crate) fn await_drained(&self, waker: Waker) {
+        self.ring.lock().producer = Some(waker);
+    }
+
+    pub(crate) fn wake_producer(&self) {
+        let waker = self.ring.lock().producer.take();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    fn wake_watcher(&self) {
+        let waker = self.ring.lock().watcher.take();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    // --- the keeper ---
+
+    /// Checks the times of a router's stream: what has run out at `now`, and when to look again.
+    pub(crate) fn check_times(&self, now: u64) -> (Option<Ending>, u64) {
+        let Timing { deadline_ms, item_timeout_ms, .. } = self.timing;
+        if now >= deadline_ms {
+            return (Some(Ending::Deadline), NEVER);
+        }
+        let since = self.waiting_since_ms.load(Ordering::Relaxed);
+        let waits_until = since.min(now).saturating_add(item_timeout_ms);
+        if since != NEVER && now >= waits_until {
+            return (Some(Ending::ItemTimeout), NEVER);
+        }
+        let (slow, look_again) = self.check_slow(now);
+        let ending = slow.then_some(Ending::SlowConsumer);
+        (ending, deadline_ms.min(waits_until).min(look_again))
+    }
+
+    /// A consumer is slow when its window is used up and it has taken nothing for the whole timeout.
+    fn check_slow(&self, now: u64) -> (bool, u64) {
+        let timeout = self.timing.slow_consumer_ms;
+        if timeout == NEVER {
+            return (false, NEVER);
+        }
+        let mut ring = self.ring.lock();
+        let window = ring.inbound.window();
+        let full = ring.ending.is_none() && window.buffered() >= window.size() / 2;
+        if !full || ring.stalled.0 != ring.taken || ring.stalled.1 == NEVER {
+            ring.stalled = (ring.taken, if full { now } else { NEVER });
+        }
+        let since = ring.stalled.1;
+        // Looked at four times within the timeout, so that it is kept to within a quarter.
+        (since != NEVER && now >= since.saturating_add(timeout), now.saturating_add((timeout / 4).max(1)))
+    }
+
+    /// The link is gone: what did the caller lose?
+    pub(crate) fn lost(&self, reason: &Arc<str>, maybe_executed: bool) {
+        self.end(Ending::Lost { reason: Arc::clone(reason), maybe_executed });
+    }
+}
+
+impl Ring {
+    /// The next item and the credit it held.
+    fn pop(&mut self) -> Option<(Item, u64)> {
+        let (item, credit, emptied) = match self.chunks.front_mut()? {
+            Chunk::Whole { item, credit } => (item.clone(), *credit, true),
+            Chunk::Frame(body) => {
+                // The body was checked when it arrived.
+                let (item, used) = split_item(body).ok().flatten()?;
+                let item = Item { encoding: item.encoding, payload: body.slice_ref(item.payload) };
+                body.advance(used);
+                (item, used as u64, body.is_empty())
+            }
+        };
+        if emptied {
+            self.chunks.pop_front();
+        }
+        Some((item, credit))
+    }
+}

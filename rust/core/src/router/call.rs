@@ -1,0 +1,436 @@
+//! One call: pick an instance, send, wait for admission and PROLOGUE, try elsewhere while the request has
+//! provably not run.
+//!
+//! ```text
+//!   Begin ──▶ Picking ──▶ Sent ──▶ (ResponseStream)
+//!               ▲  │        │
+//!               │  └ wait   │ REJECT, or lost before it ran
+//!               └───────────┘
+//! ```
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use headrace_wire::body::{KillReason, Reject, RejectReason, RequestHead, Shape};
+use headrace_wire::error::EncodeError;
+
+use super::Shared;
+use super::instances::{ConnectFailure, InFlight, Instance};
+use super::response::{ResponseStream, kind_of};
+use crate::clock::{NEVER, after_ms, duration_ms, now_ms, now_ns};
+use crate::error::{CallError, CallErrorKind, Phase};
+use crate::link::{Ending, Item, Link, OpenError, Outgoing, Stream, Timing};
+
+/// What a caller asks for. `None` in the timeouts means none at all; the router's defaults are in
+/// [`crate::RouterConfig`].
+#[derive(Clone, Debug)]
+pub struct CallOptions {
+    /// The request.
+    pub payload: Item,
+    /// The endpoint; empty for the only one there is.
+    pub endpoint: String,
+    /// The caller's name for the request; a random one when empty.
+    pub request_id: String,
+    /// Deadline of the whole call.
+    pub timeout: Option<Duration>,
+    /// How long to wait on an empty stream.
+    pub item_timeout: Option<Duration>,
+    /// Metadata for the engine.
+    pub metadata: Vec<(String, String)>,
+    /// W3C trace context.
+    pub traceparent: String,
+    /// The instance to use, by id or address; any when empty.
+    pub instance: String,
+    /// Whether one item or a stream is wanted.
+    pub single: bool,
+}
+
+impl CallOptions {
+    /// Options with the documented defaults for this payload.
+    #[must_use]
+    pub const fn new(payload: Item) -> Self {
+        Self {
+            payload,
+            endpoint: String::new(),
+            request_id: String::new(),
+            timeout: Some(Duration::from_secs(600)),
+            item_timeout: Some(Duration::from_secs(60)),
+            metadata: Vec::new(),
+            traceparent: String::new(),
+            instance: String::new(),
+            single: false,
+        }
+    }
+}
+
+/// A call in progress. Dropping it cancels it.
+#[derive(Debug)]
+pub struct Call {
+    router: Arc<Shared>,
+    options: CallOptions,
+    began_ms: u64,
+    deadline_ms: u64,
+    state: State,
+    /// Instances that have refused; indices into the router's list.
+    tried: Vec<usize>,
+    retries: u32,
+    counted: bool,
+}
+
+#[derive(Debug)]
+enum State {
+    Begin,
+    /// No instance was there; until when to wait, and whether a timer wakes the call then.
+    Picking { until_ms: u64, timer: bool },
+    Sent(Attempt),
+    Done,
+}
+
+/// A request on its way. Dropping it kills its stream.
+#[derive(Debug)]
+struct Attempt {
+    index: usize,
+    stream: Option<Arc<Stream>>,
+    in_flight: Option<InFlight>,
+    instance_id: String,
+    began_ns: u64,
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        if let Some(stream) = self.stream.take() {
+            stream.kill(KillReason::Cancelled, Ending::Closed);
+        }
+    }
+}
+
+impl Future for Call {
+    type Output = Result<ResponseStream, CallError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let result = self.drive(cx);
+        if result.is_ready() {
+            self.state = State::Done;
+        }
+        result
+    }
+}
+
+impl Call {
+    pub(super) const fn new(router: Arc<Shared>, options: CallOptions) -> Self {
+        let state = State::Begin;
+        Self { router, options, began_ms: 0, deadline_ms: NEVER, state, tried: Vec::new(), retries: 0, counted: false }
+    }
+
+    fn drive(&mut self, cx: &Context<'_>) -> Poll<Result<ResponseStream, CallError>> {
+        loop {
+            match &mut self.state {
+                State::Begin => self.begin(),
+                State::Picking { .. } => match self.pick(cx) {
+                    Poll::Pending => return Poll::Pending,
+                    Poll::Ready(Ok(attempt)) => self.state = State::Sent(attempt),
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                },
+                State::Sent(attempt) => {
+                    let Some(stream) = &attempt.stream else { return self.fail(CallErrorKind::Closed) };
+                    match stream.poll_open(cx) {
+                        Poll::Pending => return Poll::Pending,
+                        Poll::Ready(Ok(())) => return self.opened(),
+                        Poll::Ready(Err(ending)) => {
+                            if let Some(error) = self.ended(ending) {
+                                return Poll::Ready(Err(error));
+                            }
+                        }
+                    }
+                }
+                // Polled after it was done: there is no second stream.
+                State::Done => return self.fail(CallErrorKind::Closed),
+            }
+        }
+    }
+
+    fn begin(&mut self) {
+        self.began_ms = now_ms();
+        self.deadline_ms = after_ms(self.options.timeout);
+        if self.options.request_id.is_empty() {
+            self.options.request_id = format!("{:016x}", fastrand::u64(..));
+        }
+        self.counted = true;
+        self.router.in_flight.fetch_add(1, Ordering::Relaxed);
+        self.router.calls_total.fetch_add(1, Ordering::Relaxed);
+        self.state = self.picking();
+    }
+
+    fn picking(&self) -> State {
+        let wait_ms = duration_ms(Some(self.router.config.instance_timeout));
+        State::Picking { until_ms: now_ms().saturating_add(wait_ms).min(self.deadline_ms), timer: false }
+    }
+
+    fn fail<T>(&self, kind: CallErrorKind) -> Poll<Result<T, CallError>> {
+        Poll::Ready(Err(self.error(kind, Phase::Unsent, None)))
+    }
+
+    fn error(&self, kind: CallErrorKind, phase: Phase, instance: Option<String>) -> CallError {
+        CallError { kind, instance, phase, request_id: self.options.request_id.clone(), items: 0 }
+    }
+
+    // --- picking ---
+
+    fn pick(&mut self, cx: &Context<'_>) -> Poll<Result<Attempt, CallError>> {
+        // Registered before looking, so that a change in between is not missed.
+        self.router.await_change(cx.waker());
+        if self.router.is_closed() {
+            return self.fail(CallErrorKind::Closed);
+        }
+        loop {
+            let Some((index, link)) = self.choose() else { break };
+            match self.open(index, &link) {
+                Ok(attempt) => return Poll::Ready(Ok(attempt)),
+                Err(OpenError::Closed) => self.tried.push(index),
+                Err(OpenError::TooManyStreams(limit)) => {
+                    let detail = format!("its limit of {limit} streams per link is reached");
+                    return self.fail(CallErrorKind::Overloaded { retry_after: Duration::ZERO, detail });
+                }
+                Err(OpenError::Encode(error)) => return self.fail(encode_error(&error)),
+            }
+        }
+        if let Some(kind) = self.hopeless() {
+            return self.fail(kind);
+        }
+        let State::Picking { until_ms, timer } = &mut self.state else { return Poll::Pending };
+        let now = now_ms();
+        if now < *until_ms {
+            if !std::mem::replace(timer, true) {
+                self.router.wake_after(Duration::from_millis(*until_ms - now), cx.waker().clone());
+            }
+            return Poll::Pending;
+        }
+        let kind = if now >= self.deadline_ms {
+            CallErrorKind::DeadlineExceeded { elapsed: self.elapsed() }
+        } else {
+            self.no_instance()
+        };
+        self.fail(kind)
+    }
+
+    fn elapsed(&self) -> Duration {
+        Duration::from_millis(now_ms().saturating_sub(self.began_ms))
+    }
+
+    fn choose(&self) -> Option<(usize, Arc<Link>)> {
+        let instances = &self.router.instances;
+        let candidates: Vec<(usize, Arc<Link>)> = instances
+            .iter()
+            .enumerate()
+            .filter(|(index, instance)| !self.tried.contains(index) && self.may_use(instance))
+            .filter_map(|(index, instance)| Some((index, instance.link_for(&self.options.endpoint)?)))
+            .collect();
+        let cost = |at: usize| {
+            candidates.get(at).and_then(|(index, _)| instances.get(*index)).map_or(f64::MAX, |found| found.cost())
+        };
+        let picked = self.router.picker.pick(candidates.len(), cost)?;
+        candidates.into_iter().nth(picked)
+    }
+
+    fn may_use(&self, instance: &Instance) -> bool {
+        self.options.instance.is_empty() || instance.is_named(&self.options.instance)
+    }
+
+    fn open(&self, index: usize, link: &Arc<Link>) -> Result<Attempt, OpenError> {
+        let instance = self.router.instances.get(index).ok_or(OpenError::Closed)?;
+        let options = &self.options;
+        let left_ms = self.deadline_ms.saturating_sub(now_ms());
+        let mut head = RequestHead {
+            request_shape: Shape::Single,
+            response_shape: if options.single { Shape::Single } else { Shape::Many },
+            encoding: options.payload.encoding,
+            window: 0,
+            deadline_us: (self.deadline_ms != NEVER).then(|| left_ms.max(1).saturating_mul(1_000)),
+            sent_at_us: 0,
+            request_id: options.request_id.clone(),
+            endpoint: options.endpoint.clone(),
+            traceparent: options.traceparent.clone(),
+            metadata: options.metadata.clone(),
+        };
+        let timing = Timing {
+            deadline_ms: self.deadline_ms,
+            item_timeout_ms: duration_ms(options.item_timeout),
+            slow_consumer_ms: duration_ms(self.router.config.slow_consumer_timeout),
+        };
+        let began_ns = now_ns();
+        let payload = options.payload.payload.clone();
+        let stream = link.open(Outgoing { head: &mut head, payload, timing })?;
+        Ok(Attempt {
+            index,
+            stream: Some(stream),
+            in_flight: Some(InFlight::new(instance)),
+            instance_id: link.peer().instance_id.clone(),
+            began_ns,
+        })
+    }
+
+    /// Why waiting cannot help, if it cannot: every instance is known and none will ever do.
+    fn hopeless(&self) -> Option<CallErrorKind> {
+        let instances = || self.router.instances.iter().filter(|instance| self.may_use(instance));
+        let mut refused = None;
+        for instance in instances() {
+            match instance.failure() {
+                Some(ConnectFailure::Authentication(detail)) => {
+                    refused = Some(CallErrorKind::Authentication { detail });
+                }
+                Some(ConnectFailure::Version(detail)) => {
+                    refused = Some(CallErrorKind::VersionMismatch { detail });
+                }
+                Some(ConnectFailure::Unreachable(_)) | None => {
+                    let without_endpoint = instance.is_up() && instance.link_for(&self.options.endpoint).is_none();
+                    if !without_endpoint {
+                        return None;
+                    }
+                    refused = Some(self.no_endpoint());
+                }
+            }
+        }
+        refused
+    }
+
+    fn no_endpoint(&self) -> CallErrorKind {
+        let mut available: Vec<String> =
+            self.router.instances.iter().flat_map(|instance| instance.endpoints()).collect();
+        available.sort();
+        available.dedup();
+        CallErrorKind::NoSuchEndpoint { endpoint: self.options.endpoint.clone(), available }
+    }
+
+    fn no_instance(&self) -> CallErrorKind {
+        let waited = self.elapsed();
+        let infos: Vec<_> = self.router.instances.iter().map(|instance| instance.info()).collect();
+        if infos.is_empty() {
+            return CallErrorKind::NoInstances { waited, reason: "the router has no targets".to_owned() };
+        }
+        if !self.options.instance.is_empty() && !infos.iter().any(|info| self.names(info)) {
+            let known: Vec<_> = infos.iter().map(|info| info.instance_id.as_str()).collect();
+            let reason = format!("instance {} is none of {}", self.options.instance, known.join(", "));
+            return CallErrorKind::NoInstances { waited, reason };
+        }
+        let each = |info: &super::InstanceInfo| match &info.last_error {
+            Some(error) => format!("{}: {error}", info.address),
+            None => format!("{} is {:?}", info.address, info.state),
+        };
+        let reason = infos.iter().map(each).collect::<Vec<_>>().join("; ");
+        if infos.iter().all(|info| info.last_error.is_some()) {
+            CallErrorKind::CannotConnect { reason }
+        } else {
+            CallErrorKind::NoInstances { waited, reason }
+        }
+    }
+
+    fn names(&self, info: &super::InstanceInfo) -> bool {
+        info.instance_id == self.options.instance || info.address == self.options.instance
+    }
+
+    // --- sent ---
+
+    fn opened(&mut self) -> Poll<Result<ResponseStream, CallError>> {
+        let State::Sent(attempt) = &mut self.state else { return self.fail(CallErrorKind::Closed) };
+        let (Some(stream), Some(in_flight)) = (attempt.stream.take(), attempt.in_flight.take()) else {
+            return self.fail(CallErrorKind::Closed);
+        };
+        let instance_id = std::mem::take(&mut attempt.instance_id);
+        let began_ns = attempt.began_ns;
+        let request_id = self.options.request_id.clone();
+        let response = ResponseStream::new(stream, in_flight, request_id, instance_id, self.began_ms);
+        response.observe_open(began_ns, now_ns());
+        Poll::Ready(Ok(response))
+    }
+
+    /// The attempt ended without a stream: the caller's error, or `None` when another attempt follows.
+    fn ended(&mut self, ending: Ending) -> Option<CallError> {
+        let State::Sent(attempt) = &mut self.state else { return None };
+        let (index, instance_id) = (attempt.index, attempt.instance_id.clone());
+        let stream = attempt.stream.take()?;
+        let elsewhere = match &ending {
+            Ending::Rejected(reject) => matches!(
+                reject.reason,
+                RejectReason::Overloaded | RejectReason::Draining | RejectReason::NoSuchEndpoint
+            ),
+            Ending::Lost { maybe_executed, .. } => !maybe_executed,
+            _ => false,
+        };
+        if elsewhere && self.retries < self.router.config.retries && now_ms() < self.deadline_ms {
+            // An overloaded instance is not asked twice; a lost or draining one may come back.
+            self.tried.push(index);
+            let another = self.router.instances.iter().enumerate().any(|(other, instance)| {
+                !self.tried.contains(&other)
+                    && self.may_use(instance)
+                    && instance.link_for(&self.options.endpoint).is_some()
+            });
+            let lost = matches!(ending, Ending::Lost { .. });
+            if lost {
+                self.tried.pop();
+            }
+            if another || lost {
+                self.retries += 1;
+                self.router.retries_total.fetch_add(1, Ordering::Relaxed);
+                self.state = self.picking();
+                return None;
+            }
+        }
+        let phase = stream.phase();
+        let kind = match ending {
+            Ending::Rejected(reject) => self.rejected(reject),
+            ending => kind_of(ending, &stream, self.began_ms),
+        };
+        Some(self.error(kind, phase, Some(instance_id)))
+    }
+
+    fn rejected(&self, reject: Reject) -> CallErrorKind {
+        let Reject { reason, retry_after_ms, detail } = reject;
+        let retry_after = Duration::from_millis(u64::from(retry_after_ms));
+        match reason {
+            RejectReason::Overloaded | RejectReason::Draining => CallErrorKind::Overloaded { retry_after, detail },
+            RejectReason::NoSuchEndpoint => {
+                let available = detail.split(", ").map(str::to_owned).collect();
+                CallErrorKind::NoSuchEndpoint { endpoint: self.options.endpoint.clone(), available }
+            }
+            RejectReason::Expired => CallErrorKind::DeadlineExceeded { elapsed: self.elapsed() },
+            RejectReason::TooLarge => CallErrorKind::PayloadTooLarge {
+                limit: 0,
+                actual: self.options.payload.payload.len() as u64,
+                setting: "max_message_bytes",
+                what: detail,
+            },
+            RejectReason::Unauthenticated => CallErrorKind::Authentication { detail },
+            RejectReason::UnsupportedShape => CallErrorKind::Refused { detail },
+        }
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        if self.counted {
+            self.router.in_flight.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+fn encode_error(error: &EncodeError) -> CallErrorKind {
+    match *error {
+        EncodeError::PayloadTooLarge { limit, actual } => CallErrorKind::PayloadTooLarge {
+            limit: limit as u64,
+            actual: actual as u64,
+            setting: "max_message_bytes",
+            what: "a request in bytes".to_owned(),
+        },
+        EncodeError::HeadTooLarge { what, limit, actual } => CallErrorKind::PayloadTooLarge {
+            limit: limit as u64,
+            actual: actual as u64,
+            setting: "metadata",
+            what: what.to_owned(),
+        },
+        _ => CallErrorKind::Closed,
+    }
+}

@@ -1,0 +1,239 @@
+//! A router: keeps one link to each worker it knows and sends each call to one of them.
+//!
+//! | file | what lives there |
+//! |---|---|
+//! | [`instances`] | one worker: its link, its state, reconnecting |
+//! | [`policy`] | picking one of several |
+//! | [`call`] | one call, from request to stream, with its attempts |
+//! | [`response`] | the stream that a caller reads |
+
+mod call;
+mod instances;
+mod policy;
+mod response;
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::Waker;
+use std::time::Duration;
+
+use headrace_wire::body::{GoawayReason, Role};
+use headrace_wire::limits::STREAMS_PER_LINK_DEFAULT;
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+
+pub use self::call::{Call, CallOptions};
+use self::instances::Instance;
+pub use self::instances::{InstanceInfo, InstanceState};
+use self::policy::Picker;
+pub use self::response::{Ready, ResponseStream};
+use crate::address::Address;
+use crate::config::RouterConfig;
+use crate::error::StartError;
+use crate::link::{Driver, Local};
+
+/// A router's counts at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RouterStats {
+    /// Workers connected.
+    pub links: usize,
+    /// Streams open on all links.
+    pub streams: usize,
+    /// Calls in flight, waiting for an instance included.
+    pub in_flight: usize,
+    /// Calls begun since the start.
+    pub calls_total: u64,
+    /// Further attempts since the start.
+    pub retries_total: u64,
+}
+
+#[derive(Debug)]
+pub(crate) struct Shared {
+    config: RouterConfig,
+    local: Local,
+    instances: Vec<Arc<Instance>>,
+    picker: Picker,
+    runtime: Handle,
+    driver: Arc<dyn Driver>,
+    /// Calls that wait for an instance.
+    waiters: Mutex<Vec<Waker>>,
+    closed: AtomicBool,
+    close_signal: Notify,
+    changed: Notify,
+    in_flight: AtomicU64,
+    calls_total: AtomicU64,
+    retries_total: AtomicU64,
+}
+
+/// Sends calls to workers. Dropping the last handle closes it.
+#[derive(Clone)]
+pub struct Router {
+    owner: Arc<Ownership>,
+}
+
+/// Closes the router when the last handle is gone; connections hold only [`Shared`].
+#[derive(Debug)]
+struct Ownership(Arc<Shared>);
+
+impl Drop for Ownership {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+impl fmt::Debug for Router {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Router").field("instances", &self.shared().instances.len()).finish_non_exhaustive()
+    }
+}
+
+impl Router {
+    /// A router to the workers at `targets`. It begins to connect at once and keeps trying.
+    ///
+    /// # Errors
+    /// A setting or an address cannot be used.
+    pub fn new(
+        targets: &[Address],
+        config: RouterConfig,
+        runtime: Handle,
+        driver: Arc<dyn Driver>,
+    ) -> Result<Self, StartError> {
+        config.check()?;
+        let mut instances: Vec<Arc<Instance>> = Vec::new();
+        for target in targets {
+            target.check(config.insecure)?;
+            if instances.iter().all(|known| known.address() != target) {
+                instances.push(Arc::new(Instance::new(target.clone())));
+            }
+        }
+        let local = Local {
+            role: Role::Router,
+            instance_id: format!("{:016x}", fastrand::u64(..)),
+            namespace: config.namespace.clone(),
+            token: config.token.clone(),
+            endpoints: Vec::new(),
+            message_max: config.max_message_bytes,
+            streams_max: STREAMS_PER_LINK_DEFAULT,
+            link_window: config.link_window,
+            stream_window: config.stream_window,
+        };
+        let shared = Arc::new(Shared {
+            picker: Picker::new(config.policy),
+            config,
+            local,
+            instances,
+            runtime,
+            driver,
+            waiters: Mutex::new(Vec::new()),
+            closed: AtomicBool::new(false),
+            close_signal: Notify::new(),
+            changed: Notify::new(),
+            in_flight: AtomicU64::new(0),
+            calls_total: AtomicU64::new(0),
+            retries_total: AtomicU64::new(0),
+        });
+        for instance in &shared.instances {
+            shared.runtime.spawn(instances::keep_connected(Arc::clone(instance), Arc::clone(&shared)));
+        }
+        Ok(Self { owner: Arc::new(Ownership(shared)) })
+    }
+
+    fn shared(&self) -> &Arc<Shared> {
+        &self.owner.0
+    }
+
+    /// A call; it begins when it is first polled.
+    #[must_use]
+    pub fn call(&self, options: CallOptions) -> Call {
+        Call::new(Arc::clone(self.shared()), options)
+    }
+
+    /// The router's settings.
+    #[must_use]
+    pub fn config(&self) -> &RouterConfig {
+        &self.shared().config
+    }
+
+    /// What is known of each worker.
+    #[must_use]
+    pub fn instances(&self) -> Vec<InstanceInfo> {
+        self.shared().instances.iter().map(|instance| instance.info()).collect()
+    }
+
+    /// Waits until `count` instances take requests; false when they did not within `timeout`.
+    pub async fn wait_for_instances(&self, count: usize, timeout: Duration) -> bool {
+        let enough = async {
+            loop {
+                let changed = self.shared().changed.notified();
+                if self.shared().instances.iter().filter(|instance| instance.is_up()).count() >= count {
+                    return;
+                }
+                changed.await;
+            }
+        };
+        tokio::time::timeout(timeout, enough).await.is_ok()
+    }
+
+    /// Its counts now.
+    #[must_use]
+    pub fn stats(&self) -> RouterStats {
+        let shared = self.shared();
+        let links: Vec<_> = shared.instances.iter().filter_map(|instance| instance.link()).collect();
+        RouterStats {
+            links: links.len(),
+            streams: links.iter().map(|link| link.streams()).sum(),
+            in_flight: shared.in_flight.load(Ordering::Relaxed) as usize,
+            calls_total: shared.calls_total.load(Ordering::Relaxed),
+            retries_total: shared.retries_total.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Closes every link: streams that are open are lost to their readers, calls that wait fail.
+    pub fn close(&self) {
+        self.shared().close();
+    }
+}
+
+impl Shared {
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    fn close(&self) {
+        if self.closed.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        self.close_signal.notify_waiters();
+        for instance in &self.instances {
+            if let Some(link) = instance.link() {
+                link.close_with(GoawayReason::Closed, "the router was closed");
+            }
+        }
+        self.changed();
+    }
+
+    /// Something about an instance changed: whoever waits for one looks again.
+    fn changed(&self) {
+        let waiters = std::mem::take(&mut *self.waiters.lock());
+        waiters.into_iter().for_each(Waker::wake);
+        self.changed.notify_waiters();
+    }
+
+    fn await_change(&self, waker: &Waker) {
+        let mut waiters = self.waiters.lock();
+        if waiters.iter().all(|known| !known.will_wake(waker)) {
+            waiters.push(waker.clone());
+        }
+    }
+
+    /// Wakes `waker` after `delay`, for calls that wait for an instance.
+    fn wake_after(&self, delay: Duration, waker: Waker) {
+        self.runtime.spawn(async move {
+            tokio::time::sleep(delay).await;
+            waker.wake();
+        });
+    }
+}
