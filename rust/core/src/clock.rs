@@ -24,7 +24,9 @@ pub(crate) fn now_ms() -> u64 {
 
 /// The instant that lies `wait` ahead, in milliseconds, rounded up; [`NEVER`] without one.
 pub(crate) fn after_ms(wait: Option<Duration>) -> u64 {
-    wait.map_or(NEVER, |wait| (elapsed() + wait).as_micros().div_ceil(1000).min(u128::from(NEVER)) as u64)
+    wait.map_or(NEVER, |wait| {
+        elapsed().saturating_add(wait).as_micros().div_ceil(1000).min(u128::from(NEVER)) as u64
+    })
 }
 
 /// A duration in milliseconds, [`NEVER`] without one.

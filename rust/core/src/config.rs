@@ -59,8 +59,8 @@ impl WorkerConfig {
     /// # Errors
     /// The first one that is out of range, by name.
     pub fn check(&self) -> Result<(), StartError> {
-        at_least("concurrency", self.concurrency as u64, 1)?;
-        at_least("streams_per_link", u64::from(self.streams_per_link), 1)?;
+        at_least_one("concurrency", self.concurrency as u64)?;
+        at_least_one("streams_per_link", u64::from(self.streams_per_link))?;
         check_common(self.ping_interval, self.ping_timeout, self.max_message_bytes, self.token.as_deref())
     }
 
@@ -149,13 +149,12 @@ impl RouterConfig {
             }
         }
         let windows = [
-            ("stream_window", self.stream_window, STREAM_WINDOW_MIN),
-            ("link_window", self.link_window, LINK_WINDOW_MIN),
+            ("stream_window", self.stream_window, STREAM_WINDOW_MIN, "4 KiB to 1 GiB"),
+            ("link_window", self.link_window, LINK_WINDOW_MIN, "256 KiB to 1 GiB"),
         ];
-        for (setting, bytes, least) in windows {
-            at_least(setting, u64::from(bytes), u64::from(least))?;
-            if bytes > WINDOW_MAX {
-                return Err(refused(setting, "at most 1 GiB", &bytes));
+        for (setting, bytes, least, expected) in windows {
+            if !(least..=WINDOW_MAX).contains(&bytes) {
+                return Err(refused(setting, expected, &bytes));
             }
         }
         check_common(self.ping_interval, self.ping_timeout, self.max_message_bytes, self.token.as_deref())
@@ -177,7 +176,7 @@ fn check_common(
             return Err(refused(setting, "at least 1 ms", &format_args!("{duration:?}")));
         }
     }
-    at_least("max_message_bytes", max_message_bytes as u64, 1)?;
+    at_least_one("max_message_bytes", max_message_bytes as u64)?;
     if max_message_bytes > MESSAGE_MAX {
         return Err(refused("max_message_bytes", "at most 1 GiB", &max_message_bytes));
     }
@@ -188,16 +187,8 @@ fn check_common(
     }
 }
 
-fn at_least(setting: &'static str, given: u64, least: u64) -> Result<(), StartError> {
-    match (given < least, least) {
-        (false, _) => Ok(()),
-        (true, 1) => Err(refused(setting, "at least 1", &given)),
-        (true, _) => Err(StartError::Setting {
-            setting,
-            expected: "larger: stream_window at least 4096, link_window at least 262144",
-            given: given.to_string(),
-        }),
-    }
+fn at_least_one(setting: &'static str, given: u64) -> Result<(), StartError> {
+    if given == 0 { Err(refused(setting, "at least 1", &given)) } else { Ok(()) }
 }
 
 fn refused(setting: &'static str, expected: &'static str, given: &dyn std::fmt::Display) -> StartError {

@@ -13,7 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use headrace_wire::body::{Fault, FaultCode};
 use headrace_wire::error::EncodeError;
-use headrace_wire::outbound::{Finish, Pushed};
+use headrace_wire::outbound::{Finish, Outbound, Pushed};
 
 use crate::clock::{NEVER, now_ms};
 use crate::link::{Item, Stream};
@@ -73,8 +73,15 @@ impl Responder {
 
     /// Says that the engine has returned its stream. The first item says so too.
     pub fn open(&self) {
-        if !self.prologue_sent.swap(true, Ordering::Relaxed) && !self.is_killed() {
-            self.stream.link.send_lazily(|out| out.prologue(self.stream.id, None));
+        if !self.prologue_sent.load(Ordering::Relaxed) && !self.is_killed() {
+            self.stream.link.send_lazily(|out| self.open_first(out));
+        }
+    }
+
+    /// PROLOGUE, once. Under the link's lock, so that no item of another thread comes before it.
+    fn open_first(&self, out: &mut Outbound) {
+        if !self.prologue_sent.swap(true, Ordering::Relaxed) {
+            out.prologue(self.stream.id, None);
         }
     }
 
@@ -85,12 +92,9 @@ impl Responder {
     /// Nobody wants the item any more, or it is too large; nothing was sent.
     pub fn push(&self, encoding: u8, payload: &[u8]) -> Result<Pushed, PushError> {
         self.check_killed()?;
-        let (id, first) = (self.stream.id, !self.prologue_sent.swap(true, Ordering::Relaxed));
         let pushed = self.stream.link.send(|out| {
-            if first {
-                out.prologue(id, None);
-            }
-            out.item(id, encoding, payload)
+            self.open_first(out);
+            out.item(self.stream.id, encoding, payload)
         });
         push_result(pushed)
     }
@@ -101,8 +105,10 @@ impl Responder {
     /// As [`Self::push`].
     pub fn push_shared(&self, encoding: u8, payload: Bytes) -> Result<Pushed, PushError> {
         self.check_killed()?;
-        self.open();
-        let pushed = self.stream.link.send(|out| out.item_shared(self.stream.id, encoding, payload));
+        let pushed = self.stream.link.send(|out| {
+            self.open_first(out);
+            out.item_shared(self.stream.id, encoding, payload)
+        });
         push_result(pushed)
     }
 
@@ -146,15 +152,18 @@ impl Responder {
         if self.is_killed() {
             return;
         }
-        self.stream.link.forget(self.stream.id);
-        let (id, first) = (self.stream.id, !self.prologue_sent.swap(true, Ordering::Relaxed));
-        self.stream.link.send(|out| match finish {
-            Finish::Error(fault) if first => out.prologue(id, Some(&fault)),
-            finish => {
-                if first {
-                    out.prologue(id, None);
+        let id = self.stream.id;
+        self.stream.link.send(|out| {
+            // Under the same lock: a drain that no longer finds the stream finds its end in the buffer.
+            self.stream.link.forget(id);
+            match finish {
+                Finish::Error(fault) if !self.prologue_sent.swap(true, Ordering::Relaxed) => {
+                    out.prologue(id, Some(&fault));
                 }
-                out.finish(id, finish);
+                finish => {
+                    self.open_first(out);
+                    out.finish(id, finish);
+                }
             }
         });
     }

@@ -1,9 +1,9 @@
 //! Flow control by byte credits: what may be sent, and what to grant.
 //!
 //! A receiver's promise is one invariant: *credit that is granted but not used, plus bytes that are
-//! buffered and not taken, never exceed the window*, unless one item alone is larger than the window.
-//! Bytes of an item that is still arriving in fragments are neither: their credit goes back as they
-//! come, or an item larger than the window could never arrive.
+//! buffered and not taken, never exceed the window and one item that came in fragments*. Bytes of an item
+//! that is still arriving in fragments are neither: their credit goes back as they come, or an item larger
+//! than the window could never arrive. Once that item is taken, the sum is within the window again.
 //!
 //! ```text
 //!  granted ──────────────────────────────▶   granted = received + window - buffered   (at most)

@@ -2,6 +2,7 @@
 //! waits: a driver calls [`Link::on_readable`] and [`Link::flush`]. A Rust program uses [`TokioDriver`]; the
 //! Python binding brings one that reads and writes on the event loop's own thread.
 
+use std::cell::Cell;
 use std::fmt::Debug;
 use std::sync::Arc;
 
@@ -26,6 +27,11 @@ pub trait Driver: Send + Sync + Debug {
 
 /// Bytes taken from the socket by one read: a whole fill of the other side's buffer.
 pub const SCRATCH_BYTES: usize = 256 * 1024;
+
+thread_local! {
+    /// What a thread of the runtime reads into: links that are idle hold no memory for it.
+    static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
 
 /// Reads on a tokio task for each link.
 #[derive(Clone, Debug)]
@@ -60,7 +66,6 @@ async fn read_until_closed(link: Arc<Link>) {
         Ok(watch) => watch,
         Err(error) => return link.close(&format!("the socket cannot be watched: {error}")),
     };
-    let mut scratch = vec![0; SCRATCH_BYTES];
     let mut closed = link.closed();
     loop {
         let readable = tokio::select! {
@@ -72,7 +77,10 @@ async fn read_until_closed(link: Arc<Link>) {
         }
         let mut outcome = ReadOutcome::Drained;
         watch.attempt(Interest::READABLE, || {
+            let mut scratch = SCRATCH.take();
+            scratch.resize(SCRATCH_BYTES, 0);
             outcome = link.on_readable(&mut scratch);
+            SCRATCH.set(scratch);
             outcome != ReadOutcome::Drained
         });
         match outcome {

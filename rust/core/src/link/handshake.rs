@@ -1,5 +1,5 @@
 //! How a link begins: preface and HELLO of the router, then of the worker, each within five seconds. Until
-//! the peer's HELLO has been checked, it costs one socket and a 4 KiB buffer.
+//! the peer's HELLO has been checked, it costs one socket and a buffer for the largest HELLO.
 
 use std::io;
 use std::time::Duration;

@@ -18,8 +18,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use headrace_wire::body::{FaultCode, Goaway, GoawayReason, KillReason, RequestHead, Status};
+use headrace_wire::body::{FaultCode, Goaway, GoawayReason, RequestHead, Status};
 use headrace_wire::error::EncodeError;
+use headrace_wire::limits::CONTROL_BYTES_MAX;
 use headrace_wire::outbound::Outbound;
 use headrace_wire::stream::Inbound;
 use parking_lot::Mutex;
@@ -104,6 +105,7 @@ pub struct Link {
     bursts: AtomicBool,
     last_heard_ms: AtomicU64,
     last_ping_ms: AtomicU64,
+    /// Reads that brought something; the keeper sees by it whether anybody reads.
     reads: AtomicU64,
     next_check_ms: AtomicU64,
     /// Peer's clock minus ours in nanoseconds, as the last PING found it.
@@ -235,7 +237,14 @@ impl Link {
     }
 
     fn write_or_plan(self: &Arc<Self>, mut out: parking_lot::MutexGuard<'_, Outbound>) {
-        if out.unwritten() == 0 || self.blocked.load(Ordering::Relaxed) {
+        if out.unwritten() == 0 {
+            return;
+        }
+        if self.blocked.load(Ordering::Relaxed) {
+            // Data is bounded by credit; what a peer makes us answer and does not read is bounded here.
+            if out.unwritten_control() > CONTROL_BYTES_MAX {
+                self.socket.shut_down();
+            }
             return;
         }
         if out.unwritten() < GATHER_BYTES_MAX {
@@ -298,18 +307,6 @@ impl Link {
         }
     }
 
-    pub(crate) fn ask_keeper_to_flush(&self) {
-        self.keeper.notify_one();
-    }
-
-    pub(crate) fn is_blocked(&self) -> bool {
-        self.blocked.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn driver_may_be_busy(&self) -> bool {
-        self.driver.may_be_busy()
-    }
-
     // --- streams ---
 
     /// Opens a stream and sends its request.
@@ -344,18 +341,41 @@ impl Link {
     }
 
     /// Puts an accepted stream into the table; false when the link closed meanwhile.
-    pub(crate) fn insert(&self, stream: Arc<Stream>) -> bool {
-        self.check_no_later_than(stream.timing.deadline_ms);
-        let mut table = self.table.lock();
-        if !table.closed {
+    fn insert(&self, stream: Arc<Stream>) -> bool {
+        let deadline_ms = stream.timing.deadline_ms;
+        {
+            let mut table = self.table.lock();
+            if table.closed {
+                return false;
+            }
             table.streams.insert(stream.id, stream);
-            return true;
         }
-        false
+        // After the stream is in the table, or a check under way would forget the time and miss the stream.
+        self.check_no_later_than(deadline_ms);
+        true
+    }
+
+    /// Accepts a stream: its ring and its sending half exist from here on, unless the link has closed.
+    pub(crate) fn accept_stream(self: &Arc<Self>, stream: &Arc<Stream>, request_window: u32, response_window: u32) {
+        // One lock over both, so that whoever finds the stream in the table finds its sending half too.
+        let accepted = self.send_lazily(|out| {
+            let inserted = self.insert(Arc::clone(stream));
+            if inserted {
+                out.accept(stream.id, request_window, response_window);
+            }
+            inserted
+        });
+        if !accepted {
+            stream.set_killed();
+        }
     }
 
     fn check_no_later_than(&self, at_ms: u64) {
         self.next_check_ms.fetch_min(at_ms, Ordering::Relaxed);
+        if at_ms < now_ms().saturating_add(keeper::TICK_IDLE_MS) {
+            // The keeper of an idle link would look too late.
+            self.keeper.notify_one();
+        }
     }
 
     fn stream(&self, id: u64) -> Option<Arc<Stream>> {
@@ -365,6 +385,12 @@ impl Link {
     /// Removes a stream that has ended.
     pub(crate) fn forget(&self, id: u64) {
         self.table.lock().streams.remove(&id);
+    }
+
+    /// Whether nothing is open, nothing waits for credit and everything has been written.
+    pub(crate) fn is_quiet(&self) -> bool {
+        let out = self.out.lock();
+        out.streams() == 0 && out.unwritten() == 0 && !self.has_streams()
     }
 
     /// The highest stream id so far.
@@ -417,59 +443,9 @@ impl Link {
                 stream.set_killed();
             }
         }
-        self.closed.send_replace(true);
+        // The owner first: whoever waits for the close may go on to make the owner's next link.
         self.owner.on_closed(&reason);
-    }
-
-    // --- the keeper's checks ---
-
-    pub(crate) fn last_heard_ms(&self) -> u64 {
-        self.last_heard_ms.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn reads(&self) -> u64 {
-        self.reads.load(Ordering::Relaxed)
-    }
-
-    /// Asks a silent peer whether it is there, and gives it up when it does not answer.
-    pub(crate) fn check_liveness(self: &Arc<Self>) {
-        let interval = self.liveness.ping_interval.as_millis() as u64;
-        let timeout = self.liveness.ping_timeout.as_millis() as u64;
-        let now = now_ms();
-        let silent = now.saturating_sub(self.last_heard_ms());
-        if silent >= interval + timeout {
-            return self.close(&format!("the peer has been silent for {:.1} s", silent as f64 / 1_000.0));
-        }
-        if silent >= interval && now.saturating_sub(self.last_ping_ms.load(Ordering::Relaxed)) >= interval {
-            self.last_ping_ms.store(now, Ordering::Relaxed);
-            self.send(|out| out.ping(now_ns()));
-        }
-    }
-
-    /// Ends streams whose time is up.
-    pub(crate) fn check_times(self: &Arc<Self>) {
-        let now = now_ms();
-        if now < self.next_check_ms.load(Ordering::Relaxed) {
-            return;
-        }
-        self.next_check_ms.store(NEVER, Ordering::Relaxed);
-        let mut next = NEVER;
-        for stream in self.all_streams() {
-            let (ending, look_again) = stream.check_times(now);
-            match ending {
-                None => next = next.min(look_again),
-                Some(_) if !self.peer.is_worker => stream.expire(),
-                Some(ending) => {
-                    let reason = match ending {
-                        Ending::Deadline => KillReason::Deadline,
-                        Ending::SlowConsumer => KillReason::SlowConsumer,
-                        _ => KillReason::ItemTimeout,
-                    };
-                    stream.kill(reason, ending);
-                }
-            }
-        }
-        self.check_no_later_than(next);
+        self.closed.send_replace(true);
     }
 }
 

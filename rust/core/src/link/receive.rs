@@ -7,18 +7,19 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use headrace_wire::body::{
-    Goaway, GoawayReason, Reject, RejectReason, RequestHead, Status, decode_accept, decode_credit, decode_kill,
+    Goaway, GoawayReason, KillReason, Reject, RejectReason, RequestHead, Status, decode_accept, decode_credit, decode_kill,
     decode_ping, decode_pong,
 };
 use headrace_wire::credit::ReceiveWindow;
 use headrace_wire::decoder::Decoder;
 use headrace_wire::error::StreamError;
 use headrace_wire::frame::Frame;
+use headrace_wire::limits::{ASSEMBLY_BYTES_FIRST, HEAD_MAX};
 use headrace_wire::kind::{FRAGMENT, Kind, LAST, STOPPED};
 use headrace_wire::stream::Assembly;
 use rustc_hash::FxHashMap;
 
-use super::{Link, ReadOutcome, Stream};
+use super::{Link, ReadOutcome};
 use crate::budget::Claim;
 use crate::clock::{now_ms, now_ns};
 
@@ -128,18 +129,18 @@ impl Link {
                 self.clock_offset_ns.store(theirs_ns as i64 - middle as i64, Ordering::Relaxed);
             }
             Kind::Credit => {
+                self.check_known(frame)?;
                 let bytes = decode_credit(frame.body)?;
                 self.send(|out| out.granted(frame.stream, bytes))?;
                 self.wake_unblocked();
             }
-            Kind::Data => {
-                if let Some(stream) = self.stream(frame.stream) {
-                    stream.data(frame.flags, frame.body)?;
-                }
-            }
+            Kind::Data => match self.stream(frame.stream) {
+                Some(stream) => stream.data(frame.flags, frame.body)?,
+                None => self.check_known(frame)?,
+            },
             _ => {
                 let goaway = Goaway::decode(frame.body)?;
-                self.goaway_received(&goaway);
+                self.goaway_received(&goaway)?;
             }
         }
         Ok(())
@@ -151,9 +152,13 @@ impl Link {
         self.wake_producers(&unblocked);
     }
 
-    fn goaway_received(self: &Arc<Self>, goaway: &Goaway) {
+    fn goaway_received(self: &Arc<Self>, goaway: &Goaway) -> Result<(), StreamError> {
         if goaway.reason != GoawayReason::Draining {
-            return self.close(&format!("the peer closed the link: {}", goaway.detail));
+            self.close(&format!("the peer closed the link: {}", goaway.detail));
+            return Ok(());
+        }
+        if !self.peer.is_worker {
+            return Err(unexpected("a drain of a router"));
         }
         self.owner.on_goaway();
         // What the worker had not accepted never ran, and can run elsewhere.
@@ -161,16 +166,22 @@ impl Link {
         for stream in self.all_streams() {
             if stream.id > goaway.last_stream {
                 self.forget(stream.id);
+                self.send(|out| out.kill(stream.id, KillReason::Cancelled));
                 stream.lost(&reason, false);
             }
         }
+        Ok(())
     }
 
     /// Frames that only a worker sends.
     fn from_worker(self: &Arc<Self>, frame: Frame<'_>) -> Result<(), StreamError> {
-        if frame.kind == Kind::Status {
-            self.owner.on_status(Status::decode(frame.body)?);
-            return Ok(());
+        match frame.kind {
+            Kind::Status => {
+                self.owner.on_status(Status::decode(frame.body)?);
+                return Ok(());
+            }
+            Kind::Accept | Kind::Reject | Kind::Prologue | Kind::End | Kind::Error => {}
+            _ => return Err(unexpected("a router's frame or a second HELLO from a worker")),
         }
         // A stream that this side has ended may still have frames on the way.
         let Some(stream) = self.stream(frame.stream) else { return self.check_known(frame) };
@@ -178,7 +189,7 @@ impl Link {
             Kind::Accept => {
                 stream.accepted()?;
                 let window = decode_accept(frame.body)?;
-                self.out.lock().accepted(frame.stream, window)?;
+                self.send(|out| out.accepted(frame.stream, window))?;
                 false
             }
             Kind::Reject => {
@@ -190,15 +201,15 @@ impl Link {
                 stream.end_received(frame.body, frame.flags & STOPPED != 0)?;
                 true
             }
-            Kind::Error => {
+            _ => {
                 stream.error_received(frame.body)?;
                 true
             }
-            _ => return Err(unexpected("a router's frame from a worker")),
         };
         if over {
             self.forget(frame.stream);
-            self.out.lock().close(frame.stream);
+            // Closing one half may let another have its turn, so what it puts there must be written.
+            self.send(|out| out.close(frame.stream));
         }
         Ok(())
     }
@@ -216,25 +227,26 @@ impl Link {
         match frame.kind {
             Kind::Request => self.request_frame(requests, frame)?,
             Kind::Stop => {
+                self.check_known(frame)?;
                 if let Some(stream) = self.stream(frame.stream) {
                     stream.set_stopped();
                 }
             }
             Kind::Kill => {
+                self.check_known(frame)?;
                 decode_kill(frame.body)?;
                 requests.open.remove(&frame.stream);
-                self.out.lock().close(frame.stream);
+                self.send(|out| out.close(frame.stream));
                 if let Some(stream) = self.stream(frame.stream) {
                     self.forget(frame.stream);
                     stream.set_killed();
                 }
             }
-            Kind::End => {
-                if let Some(stream) = self.stream(frame.stream) {
-                    stream.end_received(frame.body, false)?;
-                }
-            }
-            _ => return Err(unexpected("a worker's frame from a router")),
+            Kind::End => match self.stream(frame.stream) {
+                Some(stream) => stream.end_received(frame.body, false)?,
+                None => self.check_known(frame)?,
+            },
+            _ => return Err(unexpected("a worker's frame or a second HELLO from a router")),
         }
         Ok(())
     }
@@ -253,7 +265,7 @@ impl Link {
         }
         if is_new {
             // The limit counts the payload; the head comes on top.
-            let limit = self.message_max + headrace_wire::limits::HEAD_MAX + 4;
+            let limit = self.message_max + HEAD_MAX + 4;
             match Assembly::request(frame.body, limit) {
                 Ok(assembly) => drop(requests.open.insert(frame.stream, (assembly, Claim::none()))),
                 Err(StreamError::MessageTooLarge { .. }) => self.reject_too_large(frame.stream),
@@ -263,7 +275,8 @@ impl Link {
             assembly.push(frame.body)?;
         }
         let Some((assembly, claim)) = requests.open.get_mut(&frame.stream) else { return Ok(()) };
-        if !claim.grow_to(assembly.received()) {
+        // An assembly reserves its first allocation before the bytes come, so that is claimed from the start.
+        if !claim.grow_to(assembly.received().max(ASSEMBLY_BYTES_FIRST)) {
             requests.open.remove(&frame.stream);
             self.reject(frame.stream, RejectReason::Overloaded, 1_000, "the process holds too many unread bytes");
             return Ok(());
@@ -296,15 +309,6 @@ impl Link {
     pub(crate) fn reject(self: &Arc<Self>, id: u64, reason: RejectReason, retry_after_ms: u32, detail: &str) {
         let reject = Reject { reason, retry_after_ms, detail: detail.to_owned() };
         self.send(|out| out.reject(id, &reject));
-    }
-
-    /// Accepts a stream: its ring and its sending half exist from here on, unless the link has closed.
-    pub(crate) fn accept_stream(self: &Arc<Self>, stream: &Arc<Stream>, request_window: u32, response_window: u32) {
-        if self.insert(Arc::clone(stream)) {
-            self.send_lazily(|out| out.accept(stream.id, request_window, response_window));
-        } else {
-            stream.set_killed();
-        }
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::task::{Context, Poll, Waker};
 
 use bytes::{Buf, Bytes};
@@ -71,12 +71,18 @@ struct Ring {
     inbound: Inbound,
     chunks: VecDeque<Chunk>,
     ending: Option<Ending>,
+    /// ACCEPT came.
+    accepted: bool,
     /// PROLOGUE said that the engine has returned its stream.
     opened: bool,
     taken: u64,
     consumer: Option<Waker>,
     producer: Option<Waker>,
     watcher: Option<Waker>,
+    /// Since when the consumer waits on an empty ring, [`NEVER`] while it does not.
+    waiting_since_ms: u64,
+    /// What the window claims of the process's memory, until nothing more can come and all is taken.
+    window: Claim,
     /// `taken` when the keeper last looked at a full ring, and when that was; see `check_slow`.
     stalled: (u64, u64),
 }
@@ -100,9 +106,6 @@ pub(crate) struct Stream {
     pub(crate) timing: Timing,
     ring: Mutex<Ring>,
     flags: AtomicU8,
-    /// Since when the consumer waits on an empty ring.
-    waiting_since_ms: AtomicU64,
-    _window: Claim,
 }
 
 impl Stream {
@@ -111,22 +114,17 @@ impl Stream {
             inbound,
             chunks: VecDeque::new(),
             ending: None,
+            accepted: false,
             opened: false,
             taken: 0,
             consumer: None,
             producer: None,
             watcher: None,
+            waiting_since_ms: NEVER,
+            window,
             stalled: (0, NEVER),
         };
-        Self {
-            id,
-            link,
-            timing,
-            ring: Mutex::new(ring),
-            flags: AtomicU8::new(0),
-            waiting_since_ms: AtomicU64::new(NEVER),
-            _window: window,
-        }
+        Self { id, link, timing, ring: Mutex::new(ring), flags: AtomicU8::new(0) }
     }
 
     // --- the consumer ---
@@ -138,6 +136,7 @@ impl Stream {
             return ring.ending.clone().map_or(Next::Pending, Next::End);
         };
         ring.taken += 1;
+        ring.settle();
         let grant = ring.inbound.take(credit);
         drop(ring);
         self.granted(grant);
@@ -146,10 +145,13 @@ impl Stream {
 
     /// As [`Self::try_next`]; registers the waker when nothing is ready.
     pub(crate) fn poll_next(&self, cx: &Context<'_>) -> Poll<Next> {
-        match self.try_next() {
-            Next::Pending if !self.park(cx) => Poll::Ready(self.try_next()),
-            Next::Pending => Poll::Pending,
-            ready => Poll::Ready(ready),
+        loop {
+            match self.try_next() {
+                // Never `Ready(Pending)`: a reader might take that for the end.
+                Next::Pending if self.park(cx) => return Poll::Pending,
+                Next::Pending => {}
+                ready => return Poll::Ready(ready),
+            }
         }
     }
 
@@ -168,8 +170,7 @@ impl Stream {
         if let Some(ending) = &ring.ending {
             return Poll::Ready(Err(ending.clone()));
         }
-        ring.consumer = Some(cx.waker().clone());
-        self.start_waiting();
+        ring.wait(cx);
         Poll::Pending
     }
 
@@ -179,8 +180,7 @@ impl Stream {
         if ring.ending.is_some() || ring.inbound.items() - ring.taken > most {
             return Poll::Ready(());
         }
-        ring.consumer = Some(cx.waker().clone());
-        self.start_waiting();
+        ring.wait(cx);
         Poll::Pending
     }
 
@@ -190,18 +190,8 @@ impl Stream {
         if !ring.chunks.is_empty() || ring.ending.is_some() {
             return false;
         }
-        match &ring.consumer {
-            Some(waker) if waker.will_wake(cx.waker()) => {}
-            _ => ring.consumer = Some(cx.waker().clone()),
-        }
-        self.start_waiting();
+        ring.wait(cx);
         true
-    }
-
-    fn start_waiting(&self) {
-        if self.timing.item_timeout_ms != NEVER && self.waiting_since_ms.load(Ordering::Relaxed) == NEVER {
-            self.waiting_since_ms.store(now_ms(), Ordering::Relaxed);
-        }
     }
 
     /// How the stream ended, if it has.
@@ -219,7 +209,7 @@ impl Stream {
         let ring = self.ring.lock();
         if ring.inbound.items() > 0 {
             Phase::Streaming
-        } else if ring.opened || ring.inbound.state() == headrace_wire::stream::State::Accepted {
+        } else if ring.accepted {
             Phase::Accepted
         } else {
             Phase::Sent
@@ -247,7 +237,10 @@ impl Stream {
     // --- whoever reads the socket ---
 
     pub(crate) fn accepted(&self) -> Result<(), StreamError> {
-        self.ring.lock().inbound.accept()
+        let mut ring = self.ring.lock();
+        ring.inbound.accept()?;
+        ring.accepted = true;
+        Ok(())
     }
 
     pub(crate) fn rejected(&self, reject: Reject) -> Result<(), StreamError> {
@@ -265,9 +258,9 @@ impl Stream {
             return Ok(true);
         }
         ring.opened = true;
-        let waker = ring.consumer.take();
+        let waker = ring.stop_waiting();
         drop(ring);
-        self.wake_consumer(waker);
+        waker.into_iter().for_each(Waker::wake);
         Ok(false)
     }
 
@@ -289,9 +282,9 @@ impl Stream {
         if ring.ending.is_none() {
             ring.chunks.push_back(chunk);
         }
-        let waker = ring.consumer.take();
+        let waker = ring.stop_waiting();
         drop(ring);
-        self.wake_consumer(waker);
+        waker.into_iter().for_each(Waker::wake);
         Ok(())
     }
 
@@ -317,18 +310,11 @@ impl Stream {
             ring.chunks.clear();
         }
         ring.ending = Some(ending);
-        let wakers = [ring.consumer.take(), ring.producer.take(), ring.watcher.take()];
+        ring.settle();
+        let wakers = [ring.stop_waiting(), ring.producer.take(), ring.watcher.take()];
         drop(ring);
-        self.waiting_since_ms.store(NEVER, Ordering::Relaxed);
         wakers.into_iter().flatten().for_each(Waker::wake);
         true
-    }
-
-    fn wake_consumer(&self, waker: Option<Waker>) {
-        if let Some(waker) = waker {
-            self.waiting_since_ms.store(NEVER, Ordering::Relaxed);
-            waker.wake();
-        }
     }
 
     fn granted(&self, grant: Option<u64>) {
@@ -408,7 +394,7 @@ impl Stream {
         if now >= deadline_ms {
             return (Some(Ending::Deadline), NEVER);
         }
-        let since = self.waiting_since_ms.load(Ordering::Relaxed);
+        let since = self.ring.lock().waiting_since_ms;
         let waits_until = since.min(now).saturating_add(item_timeout_ms);
         if since != NEVER && now >= waits_until {
             return (Some(Ending::ItemTimeout), NEVER);
@@ -442,6 +428,29 @@ impl Stream {
 }
 
 impl Ring {
+    /// Registers the consumer.
+    fn wait(&mut self, cx: &Context<'_>) {
+        match &self.consumer {
+            Some(waker) if waker.will_wake(cx.waker()) => {}
+            _ => self.consumer = Some(cx.waker().clone()),
+        }
+        self.waiting_since_ms = self.waiting_since_ms.min(now_ms());
+    }
+
+    /// The consumer gets what it waits for: its waker, to be woken without the lock.
+    fn stop_waiting(&mut self) -> Option<Waker> {
+        self.waiting_since_ms = NEVER;
+        self.consumer.take()
+    }
+
+    /// Gives the window's claim back when nothing more can come and all has been taken: a caller may keep
+    /// the finished stream.
+    fn settle(&mut self) {
+        if self.ending.is_some() && self.chunks.is_empty() {
+            self.window = Claim::none();
+        }
+    }
+
     /// The next item and the credit it held.
     fn pop(&mut self) -> Option<(Item, u64)> {
         let (item, credit, emptied) = match self.chunks.front_mut()? {

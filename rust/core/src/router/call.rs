@@ -78,7 +78,10 @@ pub struct Call {
     /// Instances that have refused; indices into the router's list.
     tried: Vec<usize>,
     retries: u32,
-    counted: bool,
+    /// The router's number for the call, from its first poll on.
+    number: Option<u64>,
+    /// It is, or was, among the router's waiters.
+    waits: bool,
 }
 
 #[derive(Debug)]
@@ -123,7 +126,17 @@ impl Future for Call {
 impl Call {
     pub(super) const fn new(router: Arc<Shared>, options: CallOptions) -> Self {
         let state = State::Begin;
-        Self { router, options, began_ms: 0, deadline_ms: NEVER, state, tried: Vec::new(), retries: 0, counted: false }
+        Self {
+            router,
+            options,
+            began_ms: 0,
+            deadline_ms: NEVER,
+            state,
+            tried: Vec::new(),
+            retries: 0,
+            number: None,
+            waits: false,
+        }
     }
 
     fn drive(&mut self, cx: &Context<'_>) -> Poll<Result<ResponseStream, CallError>> {
@@ -159,9 +172,8 @@ impl Call {
         if self.options.request_id.is_empty() {
             self.options.request_id = format!("{:016x}", fastrand::u64(..));
         }
-        self.counted = true;
         self.router.in_flight.fetch_add(1, Ordering::Relaxed);
-        self.router.calls_total.fetch_add(1, Ordering::Relaxed);
+        self.number = Some(self.router.calls_total.fetch_add(1, Ordering::Relaxed));
         self.state = self.picking();
     }
 
@@ -181,31 +193,23 @@ impl Call {
     // --- picking ---
 
     fn pick(&mut self, cx: &Context<'_>) -> Poll<Result<Attempt, CallError>> {
-        // Registered before looking, so that a change in between is not missed.
-        self.router.await_change(cx.waker());
-        if self.router.is_closed() {
-            return self.fail(CallErrorKind::Closed);
+        let found = self.try_pick();
+        if found.is_ready() {
+            return found;
         }
-        loop {
-            let Some((index, link)) = self.choose() else { break };
-            match self.open(index, &link) {
-                Ok(attempt) => return Poll::Ready(Ok(attempt)),
-                Err(OpenError::Closed) => self.tried.push(index),
-                Err(OpenError::TooManyStreams(limit)) => {
-                    let detail = format!("its limit of {limit} streams per link is reached");
-                    return self.fail(CallErrorKind::Overloaded { retry_after: Duration::ZERO, detail });
-                }
-                Err(OpenError::Encode(error)) => return self.fail(encode_error(&error)),
-            }
-        }
-        if let Some(kind) = self.hopeless() {
-            return self.fail(kind);
+        let number = self.number.unwrap_or_default();
+        self.router.await_change(number, cx.waker());
+        self.waits = true;
+        // Once more, so that a change before the waker was in place is not missed.
+        let found = self.try_pick();
+        if found.is_ready() {
+            return found;
         }
         let State::Picking { until_ms, timer } = &mut self.state else { return Poll::Pending };
         let now = now_ms();
         if now < *until_ms {
             if !std::mem::replace(timer, true) {
-                self.router.wake_after(Duration::from_millis(*until_ms - now), cx.waker().clone());
+                self.router.wake_after(Duration::from_millis(*until_ms - now), number);
             }
             return Poll::Pending;
         }
@@ -215,6 +219,28 @@ impl Call {
             self.no_instance()
         };
         self.fail(kind)
+    }
+
+    /// An attempt on the best instance there is, or why none will ever do.
+    fn try_pick(&mut self) -> Poll<Result<Attempt, CallError>> {
+        if self.router.is_closed() {
+            return self.fail(CallErrorKind::Closed);
+        }
+        let mut full = None;
+        while let Some((index, link)) = self.choose() {
+            match self.open(index, &link) {
+                Ok(attempt) => return Poll::Ready(Ok(attempt)),
+                // It closed just now, so it is no choice any more; its next link will be.
+                Err(OpenError::Closed) => {}
+                Err(OpenError::TooManyStreams(limit)) => {
+                    let detail = format!("its limit of {limit} streams per link is reached");
+                    full = Some(CallErrorKind::Overloaded { retry_after: Duration::ZERO, detail });
+                    self.tried.push(index);
+                }
+                Err(OpenError::Encode(error)) => return self.fail(encode_error(&error)),
+            }
+        }
+        full.or_else(|| self.hopeless()).map_or(Poll::Pending, |kind| self.fail(kind))
     }
 
     fn elapsed(&self) -> Duration {
@@ -411,8 +437,11 @@ impl Call {
 
 impl Drop for Call {
     fn drop(&mut self) {
-        if self.counted {
+        if let Some(number) = self.number {
             self.router.in_flight.fetch_sub(1, Ordering::Relaxed);
+            if self.waits {
+                self.router.stop_waiting(number);
+            }
         }
     }
 }

@@ -2,22 +2,26 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use headrace_wire::body::{RequestHead, Status};
 use parking_lot::Mutex;
+use tokio::sync::watch;
 
 use super::Shared;
 use crate::address::Address;
 use crate::clock::now_ns;
-use crate::link::{HandshakeError, Link, Owner, Peer, connect};
+use crate::link::{Greeting, HandshakeError, Link, Owner, Peer, connect};
 
 /// First and longest pause between attempts to connect, and how it grows: gRPC's shape, at local scale.
 const PAUSE_FIRST: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(10);
 const PAUSE_GROWTH: f64 = 1.6;
 const PAUSE_JITTER: f64 = 0.2;
+/// A link that lived this long was a success: the next attempt comes at once, with the first pause again. One
+/// that did not counts as a failure, or a worker that greets and hangs up would be called without a pause.
+const SETTLED: Duration = Duration::from_secs(1);
 
 /// Time constant of the peak-sensitive latency average.
 const LATENCY_DECAY_NS: f64 = 10e9;
@@ -253,50 +257,63 @@ impl Owner for Session {
     }
 }
 
-/// Connects, and again whenever the link is lost, until the router closes.
-pub(super) async fn keep_connected(instance: Arc<Instance>, router: Arc<Shared>) {
-    let router = {
-        // The task must not keep the router alive; what it needs of it is taken anew each round.
-        let weak = Arc::downgrade(&router);
-        drop(router);
-        weak
-    };
+/// Connects, and again whenever the link is lost, until the router closes. The task does not keep the router
+/// alive: what it needs of it is taken anew each round.
+pub(super) async fn keep_connected(
+    instance: Arc<Instance>,
+    router: Weak<Shared>,
+    mut closing: watch::Receiver<bool>,
+) {
     let mut pause = PAUSE_FIRST;
     loop {
-        let Some(shared) = router.upgrade().filter(|shared| !shared.is_closed()) else { return };
-        match connect(&instance.address, &shared.local, shared.config.insecure).await {
+        let Some(shared) = router.upgrade() else { return };
+        let connected = tokio::select! {
+            connected = connect(&instance.address, &shared.local, shared.config.insecure) => connected,
+            _ = closing.wait_for(|&closed| closed) => return,
+        };
+        match connected {
             Ok(greeting) => {
-                pause = PAUSE_FIRST;
-                let session = Arc::new(Session { instance: Arc::clone(&instance), router: router.clone() });
-                let liveness = shared.config.liveness();
-                instance.greeted(greeting.peer());
-                let driver = Arc::clone(&shared.driver);
-                let link = Link::start(greeting, session, driver, &shared.runtime, liveness, &shared.local);
-                instance.set_up(Arc::clone(&link));
-                if shared.is_closed() {
-                    link.close("the router was closed");
-                }
-                if link.is_closed() {
-                    // It closed between its start and `set_up`, which must not stand.
-                    instance.set_down(ConnectFailure::Unreachable("the link closed at once".to_owned()));
-                }
-                shared.changed();
+                let mut closed = start_link(&instance, &shared, greeting).closed();
                 drop(shared);
-                link.closed().wait().await;
+                let since = Instant::now();
+                closed.wait().await;
+                if since.elapsed() >= SETTLED {
+                    pause = PAUSE_FIRST;
+                    continue;
+                }
             }
             Err(error) => {
                 tracing::debug!(address = %instance.address, %error, "connecting failed");
                 instance.set_down(failure(&error));
                 shared.changed();
-                let jitter = 1.0 + PAUSE_JITTER * (fastrand::f64() * 2.0 - 1.0);
-                tokio::select! {
-                    () = tokio::time::sleep(pause.mul_f64(jitter)) => {}
-                    () = shared.close_signal.notified() => return,
-                }
-                pause = pause.mul_f64(PAUSE_GROWTH).min(PAUSE_MAX);
+                drop(shared);
             }
         }
+        let jitter = 1.0 + PAUSE_JITTER * (fastrand::f64() * 2.0 - 1.0);
+        tokio::select! {
+            () = tokio::time::sleep(pause.mul_f64(jitter)) => {}
+            _ = closing.wait_for(|&closed| closed) => return,
+        }
+        pause = pause.mul_f64(PAUSE_GROWTH).min(PAUSE_MAX);
     }
+}
+
+fn start_link(instance: &Arc<Instance>, shared: &Arc<Shared>, greeting: Greeting) -> Arc<Link> {
+    let session = Arc::new(Session { instance: Arc::clone(instance), router: Arc::downgrade(shared) });
+    instance.greeted(greeting.peer());
+    let driver = Arc::clone(&shared.driver);
+    let link =
+        Link::start(greeting, session, driver, &shared.runtime, shared.config.liveness(), &shared.local);
+    instance.set_up(Arc::clone(&link));
+    if shared.is_closed() {
+        link.close("the router was closed");
+    }
+    if link.is_closed() {
+        // It closed between its start and `set_up`, which must not stand.
+        instance.set_down(ConnectFailure::Unreachable("the link closed at once".to_owned()));
+    }
+    shared.changed();
+    link
 }
 
 fn failure(error: &HandshakeError) -> ConnectFailure {

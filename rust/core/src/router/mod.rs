@@ -22,7 +22,8 @@ use headrace_wire::body::{GoawayReason, Role};
 use headrace_wire::limits::STREAMS_PER_LINK_DEFAULT;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
-use tokio::sync::Notify;
+use rustc_hash::FxHashMap;
+use tokio::sync::{Notify, watch};
 
 pub use self::call::{Call, CallOptions};
 use self::instances::Instance;
@@ -58,10 +59,10 @@ pub(crate) struct Shared {
     picker: Picker,
     runtime: Handle,
     driver: Arc<dyn Driver>,
-    /// Calls that wait for an instance.
-    waiters: Mutex<Vec<Waker>>,
+    /// Calls that wait for an instance, by their number.
+    waiters: Mutex<FxHashMap<u64, Waker>>,
     closed: AtomicBool,
-    close_signal: Notify,
+    close_signal: watch::Sender<bool>,
     changed: Notify,
     in_flight: AtomicU64,
     calls_total: AtomicU64,
@@ -127,16 +128,18 @@ impl Router {
             instances,
             runtime,
             driver,
-            waiters: Mutex::new(Vec::new()),
+            waiters: Mutex::new(FxHashMap::default()),
             closed: AtomicBool::new(false),
-            close_signal: Notify::new(),
+            close_signal: watch::Sender::new(false),
             changed: Notify::new(),
             in_flight: AtomicU64::new(0),
             calls_total: AtomicU64::new(0),
             retries_total: AtomicU64::new(0),
         });
         for instance in &shared.instances {
-            shared.runtime.spawn(instances::keep_connected(Arc::clone(instance), Arc::clone(&shared)));
+            let closing = shared.close_signal.subscribe();
+            let router = Arc::downgrade(&shared);
+            shared.runtime.spawn(instances::keep_connected(Arc::clone(instance), router, closing));
         }
         Ok(Self { owner: Arc::new(Ownership(shared)) })
     }
@@ -206,7 +209,7 @@ impl Shared {
         if self.closed.swap(true, Ordering::AcqRel) {
             return;
         }
-        self.close_signal.notify_waiters();
+        self.close_signal.send_replace(true);
         for instance in &self.instances {
             if let Some(link) = instance.link() {
                 link.close_with(GoawayReason::Closed, "the router was closed");
@@ -218,22 +221,26 @@ impl Shared {
     /// Something about an instance changed: whoever waits for one looks again.
     fn changed(&self) {
         let waiters = std::mem::take(&mut *self.waiters.lock());
-        waiters.into_iter().for_each(Waker::wake);
+        waiters.into_values().for_each(Waker::wake);
         self.changed.notify_waiters();
     }
 
-    fn await_change(&self, waker: &Waker) {
-        let mut waiters = self.waiters.lock();
-        if waiters.iter().all(|known| !known.will_wake(waker)) {
-            waiters.push(waker.clone());
-        }
+    /// Registers a call to be woken by the next change, or by [`Self::wake_after`].
+    fn await_change(&self, call: u64, waker: &Waker) {
+        self.waiters.lock().insert(call, waker.clone());
     }
 
-    /// Wakes `waker` after `delay`, for calls that wait for an instance.
-    fn wake_after(&self, delay: Duration, waker: Waker) {
+    fn stop_waiting(&self, call: u64) {
+        self.waiters.lock().remove(&call);
+    }
+
+    /// Wakes a waiting call after `delay`, by whatever waker it has registered by then.
+    fn wake_after(self: &Arc<Self>, delay: Duration, call: u64) {
+        let router = Arc::downgrade(self);
         self.runtime.spawn(async move {
             tokio::time::sleep(delay).await;
-            waker.wake();
+            let waker = router.upgrade().and_then(|router| router.waiters.lock().remove(&call));
+            waker.into_iter().for_each(Waker::wake);
         });
     }
 }

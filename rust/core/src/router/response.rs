@@ -6,6 +6,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use headrace_wire::body::{FaultCode, KillReason};
+use parking_lot::Mutex;
 
 use super::instances::InFlight;
 use crate::clock::{NEVER, now_ms};
@@ -29,7 +30,8 @@ pub enum Ready {
 #[derive(Debug)]
 pub struct ResponseStream {
     stream: Arc<Stream>,
-    in_flight: InFlight,
+    /// Until the caller has found the end or killed the stream: it may keep a finished one.
+    in_flight: Mutex<Option<InFlight>>,
     request_id: String,
     instance_id: String,
     began_ms: u64,
@@ -43,7 +45,7 @@ impl ResponseStream {
         instance_id: String,
         began_ms: u64,
     ) -> Self {
-        Self { stream, in_flight, request_id, instance_id, began_ms }
+        Self { stream, in_flight: Mutex::new(Some(in_flight)), request_id, instance_id, began_ms }
     }
 
     /// The call's request id.
@@ -117,9 +119,17 @@ impl ResponseStream {
     /// Ends the stream at once; unread items are dropped.
     pub fn kill(&self) {
         self.stream.kill(KillReason::Cancelled, Ending::Closed);
+        self.landed();
+    }
+
+    fn landed(&self) {
+        drop(self.in_flight.lock().take());
     }
 
     fn found(&self, next: Next) -> Ready {
+        if matches!(next, Next::End(_)) {
+            self.landed();
+        }
         match next {
             Next::Item(item) => Ready::Item(item),
             Next::Pending => Ready::Pending,
@@ -143,7 +153,9 @@ impl ResponseStream {
     }
 
     pub(super) fn observe_open(&self, began_ns: u64, now_ns: u64) {
-        self.in_flight.instance().observe(now_ns.saturating_sub(began_ns));
+        if let Some(in_flight) = &*self.in_flight.lock() {
+            in_flight.instance().observe(now_ns.saturating_sub(began_ns));
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Who runs, who waits, who is refused. A place is a [`Permit`]: when it drops, the longest waiting request
 //! gets it. Nothing here blocks and nothing is lost: a job is started, or its stream has ended already.
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
@@ -100,6 +101,38 @@ impl Places {
     }
 }
 
+thread_local! {
+    /// Jobs to be started on this thread when the one that is starting there has returned.
+    static STARTING: RefCell<Option<VecDeque<(Job, Permit)>>> = const { RefCell::new(None) };
+}
+
+/// Starts a job; inside another job's start, that one's caller does it afterwards. An engine that answers
+/// before it returns frees its place within `start`, so a queue of such jobs would nest as deep as it is long.
+pub(super) fn start_in_turn(job: Job, permit: Permit) {
+    let mut next = Some((job, permit));
+    let outermost = STARTING.try_with(|starting| {
+        let mut starting = starting.borrow_mut();
+        match starting.as_mut() {
+            Some(waiting) => waiting.extend(next.take()),
+            None => *starting = Some(VecDeque::new()),
+        }
+    });
+    while let Some((job, permit)) = next {
+        super::start(job, permit);
+        // Without thread-locals (the thread is ending) nothing was left for later either.
+        next = outermost.ok().and_then(|()| STARTING.with_borrow_mut(take_next));
+    }
+}
+
+/// The next job that was left for later; forgets the queue when there is none.
+fn take_next(starting: &mut Option<VecDeque<(Job, Permit)>>) -> Option<(Job, Permit)> {
+    let next = starting.as_mut().and_then(VecDeque::pop_front);
+    if next.is_none() {
+        *starting = None;
+    }
+    next
+}
+
 /// A place among the running; freed when dropped.
 #[derive(Debug)]
 pub(crate) struct Permit {
@@ -131,7 +164,7 @@ impl Drop for Permit {
             }
         };
         match next {
-            Some(job) => super::start(job, Self::new(&self.shared)),
+            Some(job) => start_in_turn(job, Self::new(&self.shared)),
             None => self.shared.progressed(),
         }
     }

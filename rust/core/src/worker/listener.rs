@@ -2,11 +2,13 @@
 //! descriptors, and a socket file that is removed when the worker stops.
 
 use std::io;
-use std::path::PathBuf;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use headrace_wire::limits::UNAUTHENTICATED_LINKS_MAX;
+use parking_lot::Mutex;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
@@ -26,7 +28,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(1);
 pub(super) struct Listener {
     shared: Arc<Shared>,
     task: AbortHandle,
-    socket_file: Option<PathBuf>,
+    socket_file: Mutex<Option<PathBuf>>,
 }
 
 #[derive(Debug)]
@@ -67,13 +69,14 @@ impl Listener {
         };
         let accepting = accept_forever(bound, Arc::clone(&shared), runtime.clone(), driver);
         let task = runtime.spawn(accepting).abort_handle();
-        Ok((Self { shared, task, socket_file }, actual))
+        Ok((Self { shared, task, socket_file: Mutex::new(socket_file) }, actual))
     }
 
     /// Takes no more connections.
     pub(super) fn stop(&self) {
         self.task.abort();
-        if let Some(path) = &self.socket_file {
+        // Once: another worker may listen there by the next call.
+        if let Some(path) = self.socket_file.lock().take() {
             // It may be gone already, which is what this wants.
             let _ = std::fs::remove_file(path);
         }
@@ -87,8 +90,15 @@ impl Drop for Listener {
     }
 }
 
-/// Removes a socket file that nobody listens on any more.
-fn remove_stale(path: &PathBuf) -> io::Result<()> {
+/// Removes a socket file that nobody listens on any more; never a file that is no socket.
+fn remove_stale(path: &Path) -> io::Result<()> {
+    match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Ok(found) if !found.file_type().is_socket() => {
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "a file that is no socket is there"));
+        }
+        Err(_) | Ok(_) => {}
+    }
     match std::os::unix::net::UnixStream::connect(path) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path),
         Ok(_) => Err(io::Error::new(io::ErrorKind::AddrInUse, "another worker listens there")),

@@ -10,6 +10,7 @@ mod admission;
 mod listener;
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -34,6 +35,11 @@ use crate::engine::{Engine, Request, Responder};
 use crate::error::StartError;
 use crate::link::{Driver, Item, Link, Owner, Stream, Timing};
 use crate::link::Local;
+
+/// How often a drain looks whether the last answers have been written.
+const DRAIN_TICK: Duration = Duration::from_millis(5);
+
+const SHUT_DOWN: &str = "the worker shut down";
 
 /// A worker's counts at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -62,6 +68,7 @@ pub(crate) struct Shared {
     admission: Admission,
     links: Mutex<Vec<Arc<Link>>>,
     draining: AtomicBool,
+    closing: AtomicBool,
     accepted_total: AtomicU64,
     rejected_total: AtomicU64,
     /// Told whenever a place is freed or a link closes: drains wait for it.
@@ -111,6 +118,7 @@ impl Worker {
             admission: Admission::new(config.concurrency, config.queue),
             links: Mutex::new(Vec::new()),
             draining: AtomicBool::new(false),
+            closing: AtomicBool::new(false),
             accepted_total: AtomicU64::new(0),
             rejected_total: AtomicU64::new(0),
             progress: Notify::new(),
@@ -232,6 +240,9 @@ impl Shared {
         if self.is_draining() {
             link.announce_drain(&self.status());
         }
+        if self.closing.load(Ordering::Acquire) {
+            link.close_with(GoawayReason::Closed, SHUT_DOWN);
+        }
         if link.is_closed() {
             self.prune_links();
         }
@@ -253,25 +264,29 @@ impl Shared {
         }
     }
 
-    /// Resolves when nothing runs and nothing waits.
+    /// Resolves when nothing runs, nothing waits, and every answer has been written.
     async fn idle(&self) {
         loop {
             let progress = self.progress.notified();
-            if self.admission.load() == (0, 0) {
+            let links = self.links.lock().clone();
+            if self.admission.load() == (0, 0) && links.iter().all(|link| link.is_quiet()) {
                 return;
             }
-            progress.await;
+            // Nobody is told when a socket has taken the last bytes.
+            let _ = tokio::time::timeout(DRAIN_TICK, progress).await;
         }
     }
 
     fn close(&self) {
         self.start_draining();
+        self.closing.store(true, Ordering::Release);
+        // What waits shall not start in the places that the failing streams free.
+        self.admission.clear();
         let links = std::mem::take(&mut *self.links.lock());
         for link in links {
-            link.fail_streams(FaultCode::Shutdown, "the worker shut down");
-            link.close_with(GoawayReason::Closed, "the worker shut down");
+            link.fail_streams(FaultCode::Shutdown, SHUT_DOWN);
+            link.close_with(GoawayReason::Closed, SHUT_DOWN);
         }
-        self.admission.clear();
         self.closed.send_replace(true);
     }
 
@@ -344,7 +359,7 @@ impl Owner for Session {
             link.accept_stream(stream, STREAM_WINDOW_MIN, head.window);
         };
         match shared.admission.admit(shared, job, accept) {
-            Admitted::Run(job, permit) => start(job, permit),
+            Admitted::Run(job, permit) => admission::start_in_turn(job, permit),
             Admitted::Queued => {}
             Admitted::Full { retry_after_ms, running, queued } => {
                 let detail = format!("{running} requests running and {queued} queued");
@@ -364,9 +379,14 @@ impl Owner for Session {
 }
 
 /// Hands a request to its engine.
-pub(crate) fn start(job: Job, permit: Permit) {
+fn start(job: Job, permit: Permit) {
     let Job { engine, request, stream } = job;
-    engine.start(request, Responder::new(stream, permit));
+    let responder = Responder::new(stream, permit);
+    // A panic is that request's failure, not its link's: the responder answers as it is dropped.
+    let started = catch_unwind(AssertUnwindSafe(|| engine.start(request, responder)));
+    if started.is_err() {
+        tracing::error!(?engine, "an engine panicked as it was started");
+    }
 }
 
 impl Link {

@@ -1,0 +1,51 @@
+"""Headrace: call a Python engine in another process from asyncio and read its answers as a stream."""
+
+from headrace._headrace import Call, Context, ResponseStream, __version__
+from headrace.errors import (
+    AuthenticationError,
+    CannotConnect,
+    DeadlineExceeded,
+    Disconnected,
+    EngineError,
+    ForkError,
+    HeadraceError,
+    ItemTimeout,
+    NoInstances,
+    NoSuchEndpoint,
+    NotUnary,
+    Overloaded,
+    PayloadTooLarge,
+    ProtocolError,
+    SlowConsumer,
+    VersionMismatch,
+)
+from headrace.router import Instance, Router
+from headrace.worker import Worker, run, serve
+
+__all__ = [
+    "serve",
+    "run",
+    "Worker",
+    "Router",
+    "Instance",
+    "Call",
+    "ResponseStream",
+    "Context",
+    "HeadraceError",
+    "CannotConnect",
+    "Disconnected",
+    "NoInstances",
+    "NoSuchEndpoint",
+    "NotUnary",
+    "Overloaded",
+    "DeadlineExceeded",
+    "ItemTimeout",
+    "SlowConsumer",
+    "PayloadTooLarge",
+    "ProtocolError",
+    "VersionMismatch",
+    "AuthenticationError",
+    "EngineError",
+    "ForkError",
+    "__version__",
+]

@@ -1,0 +1,279 @@
+"""What a worker runs: tells the kinds of engine apart and drives each where it lives.
+
+Engines on the loop get one task per request. Synchronous engines run on fixed, named threads; a request
+holds its place until its function has returned, also when nobody wants the answer any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import os
+import queue
+import threading
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any, cast
+
+from headrace import errors
+from headrace._headrace import Context, Sink
+
+Start = Callable[[Any, Sink], None]
+"""Begins to answer a request; returns at once."""
+
+_THREADS_MAX = 32
+"""Threads of one synchronous engine at most, as in ``concurrent.futures``."""
+
+
+def engine_name(engine: object) -> str:
+    """The endpoint name of an engine that is given without one: its ``__name__``, or its class's.
+
+    Raises:
+        ValueError: it has no usable name, as a lambda.
+    """
+    name = getattr(engine, "__name__", None) or type(engine).__name__
+    if name == "<lambda>":
+        raise ValueError("a lambda has no name; serve it as {\"endpoint\": engine}")
+    return cast("str", name)
+
+
+def resolve(engine: Any) -> Callable[..., Any]:
+    """The function behind an engine: itself, or the ``generate`` of an object or class.
+
+    Raises:
+        TypeError: it is neither callable nor has a ``generate`` method.
+    """
+    if inspect.isclass(engine):
+        engine = cast("Any", engine)()
+    generate = getattr(engine, "generate", None)
+    if callable(generate):
+        return generate
+    if callable(engine):
+        return cast("Callable[..., Any]", engine)
+    raise TypeError(f"{engine!r} is no engine: give a function, or an object with a generate method")
+
+
+def takes_context(function: Callable[..., Any]) -> bool:
+    """Whether an engine is called with ``(request, ctx)`` rather than ``(request)``.
+
+    Raises:
+        TypeError: it takes neither.
+    """
+    try:
+        signature = inspect.signature(function)
+    except ValueError:
+        return False
+    for count in (2, 1):
+        try:
+            signature.bind(*range(count))
+        except TypeError:
+            continue
+        return count == 2
+    raise TypeError(f"an engine takes (request) or (request, ctx), not {signature}")
+
+
+def _call_kind(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What decides how a function runs: itself, or the ``__call__`` of an object."""
+    while isinstance(function, functools.partial):
+        function = cast("Any", function).func
+    if inspect.isfunction(function) or inspect.ismethod(function):
+        return function
+    return getattr(function, "__call__", function)  # noqa: B004
+
+
+class Runner:
+    """Runs one engine.
+
+    Args:
+        engine: a coroutine, function, generator or asynchronous generator function, or an object or class
+            with a ``generate`` method of such a kind.
+        threads: threads for a synchronous engine; more than one only ever run when requests overlap.
+        expose_tracebacks: whether callers are told the engine's traceback.
+    """
+
+    def __init__(self, engine: Any, threads: int, *, expose_tracebacks: bool = False) -> None:
+        self._function = resolve(engine)
+        self._takes_context = takes_context(self._function)
+        self._expose_tracebacks = expose_tracebacks
+        self._threads: _Threads | None = None
+        kind = _call_kind(self._function)
+        self._tasks: set[asyncio.Task[None]] = set()
+        if inspect.isasyncgenfunction(kind):
+            self._run: Callable[[Any, Sink], Any] = self._run_async_generator
+        elif inspect.iscoroutinefunction(kind):
+            self._run = self._run_coroutine
+        else:
+            is_generator = inspect.isgeneratorfunction(kind)
+            run = self._run_generator if is_generator else self._run_function
+            most = min(threads, _THREADS_MAX, (os.cpu_count() or 1) + 4)
+            name = getattr(self._function, "__name__", "engine")
+            self._threads = _Threads(run, f"headrace-{name}", most)
+
+    def start(self, request: Any, sink: Sink) -> None:
+        """Begin to answer a request."""
+        if self._threads is not None:
+            self._threads.submit(request, sink)
+            return
+        task = asyncio.get_running_loop().create_task(self._run(request, sink))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        sink.bind(task.cancel)
+
+    def close(self) -> None:
+        """Let the engine's threads end once they have nothing to do."""
+        if self._threads is not None:
+            self._threads.close()
+
+    def _call(self, request: Any, sink: Sink) -> Any:
+        return self._function(request, sink.context()) if self._takes_context else self._function(request)
+
+    async def _run_async_generator(self, request: Any, sink: Sink) -> None:
+        push = sink.push
+        try:
+            stream = self._call(request, sink)
+            sink.open()
+            try:
+                async for item in stream:
+                    wait = push(item)
+                    if wait is not None:
+                        await wait
+            except BaseException:
+                await _close_generator(stream)
+                raise
+        except BaseException as error:
+            self._failed(sink, error)
+        else:
+            sink.finish()
+
+    async def _run_coroutine(self, request: Any, sink: Sink) -> None:
+        try:
+            result = await cast("Awaitable[Any]", self._call(request, sink))
+            if hasattr(result, "__aiter__"):
+                await self._pump(cast("AsyncIterator[Any]", result), sink)
+            elif inspect.isgenerator(result):
+                raise TypeError("a coroutine returned a generator; return an asynchronous one")
+            else:
+                sink.finish_with(result)
+        except BaseException as error:
+            self._failed(sink, error)
+
+    async def _pump(self, stream: AsyncIterator[Any], sink: Sink) -> None:
+        sink.open()
+        try:
+            async for item in stream:
+                wait = sink.push(item)
+                if wait is not None:
+                    await wait
+        except BaseException:
+            await _close_generator(stream)
+            raise
+        sink.finish()
+
+    def _run_generator(self, request: Any, sink: Sink) -> None:
+        try:
+            stream = cast("Iterator[Any]", self._call(request, sink))
+            sink.open()
+            try:
+                for item in stream:
+                    sink.push_blocking(item)
+            finally:
+                close = getattr(stream, "close", None)
+                if close is not None:
+                    close()
+        except BaseException as error:
+            self._failed(sink, error)
+        else:
+            sink.finish()
+
+    def _run_function(self, request: Any, sink: Sink) -> None:
+        try:
+            result = self._call(request, sink)
+            if inspect.isgenerator(result):
+                for item in result:
+                    sink.push_blocking(item)
+                sink.finish()
+            else:
+                sink.finish_with(result)
+        except BaseException as error:
+            self._failed(sink, error)
+
+    def _failed(self, sink: Sink, error: BaseException) -> None:
+        """Tell the caller what the engine raised; what ends the program goes on."""
+        killed = isinstance(error, errors.StreamKilled) or sink.is_killed
+        if killed:
+            sink.fail("engine", "Killed", "nobody reads any more")
+        else:
+            code = {TypeError: "engine", errors.PayloadTooLarge: "too_large"}.get(type(error), "engine")
+            text = "".join(traceback.format_exception(error)) if self._expose_tracebacks else ""
+            sink.fail(code, type(error).__name__, str(error), text)
+        if isinstance(error, asyncio.CancelledError) and killed:
+            raise error
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise error
+
+
+async def _close_generator(stream: object) -> None:
+    """Close an asynchronous generator that was left early; what it raises meanwhile is its own affair."""
+    close = getattr(stream, "aclose", None)
+    if close is None:
+        return
+    try:
+        await close()
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException:  # noqa: S110
+        pass
+
+
+class _Threads:
+    """Fixed threads for a synchronous engine: started when requests overlap, kept until closed."""
+
+    def __init__(self, run: Callable[[Any, Sink], None], name: str, most: int) -> None:
+        self._run = run
+        self._name = name
+        self._most = most
+        self._queue: queue.SimpleQueue[tuple[Any, Sink] | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._started = 0
+        self._idle = 0
+        self._closed = False
+
+    def submit(self, request: Any, sink: Sink) -> None:
+        with self._lock:
+            if self._idle <= self._queue.qsize() and self._started < self._most:
+                thread = threading.Thread(
+                    target=self._work, name=f"{self._name}-{self._started}", daemon=True
+                )
+                self._started += 1
+                thread.start()
+            self._queue.put((request, sink))
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            for _ in range(self._started):
+                self._queue.put(None)
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                self._idle += 1
+            job = self._queue.get()
+            with self._lock:
+                self._idle -= 1
+            if job is None:
+                return
+            request, sink = job
+            if sink.is_killed:
+                sink.fail("engine", "Killed", "nobody reads any more")
+            else:
+                try:
+                    self._run(request, sink)
+                except BaseException:
+                    # An engine's SystemExit ends its request, not this thread, which others rely on.
+                    traceback.print_exc()
+            del job, request, sink
+
+
+__all__ = ["Context", "Runner", "Start", "engine_name", "resolve", "takes_context"]

@@ -1,0 +1,256 @@
+from asyncio import AbstractEventLoop, Future
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar, final
+
+T = TypeVar("T")
+
+__version__: str
+
+def _audit() -> dict[str, int] | None: ...
+def _claimed_bytes() -> int: ...
+def _forked() -> None: ...
+def _exit() -> None: ...
+def bind(
+    settings: WorkerSettings, engines: list[tuple[str, EngineSlot]], hub: LoopHub
+) -> Future[Worker]: ...
+@final
+class LoopHub:
+    @staticmethod
+    def start(event_loop: AbstractEventLoop) -> LoopHub: ...
+    def drain(self) -> None: ...
+    def flush(self) -> None: ...
+    def close(self) -> None: ...
+    @property
+    def closed(self) -> bool: ...
+
+@final
+class Waiter:
+    @property
+    def _asyncio_future_blocking(self) -> bool: ...
+    @_asyncio_future_blocking.setter
+    def _asyncio_future_blocking(self, blocking: bool) -> None: ...
+    def get_loop(self) -> AbstractEventLoop: ...
+    def add_done_callback(self, callback: Callable[[Any], object], *, context: Any = None) -> None: ...
+    def remove_done_callback(self, callback: Callable[[Any], object]) -> int: ...
+    def cancel(self, msg: Any = None) -> bool: ...
+    def cancelled(self) -> bool: ...
+    def done(self) -> bool: ...
+    def result(self) -> None: ...
+    def exception(self) -> None: ...
+    def __await__(self) -> Self: ...
+    def __iter__(self) -> Self: ...
+    def __next__(self) -> Any: ...
+
+@final
+class Codec:
+    def __new__(
+        cls,
+        encode: Callable[[Any], bytes],
+        encode_array: Callable[[object], bytes | None],
+        decode: Callable[[Any], Any],
+        decode_array: Callable[[Any], Any],
+        views: bool,
+    ) -> Self: ...
+
+@final
+class ResponseStream(Generic[T]):
+    """A stream of the items that an engine yields. Made by ``Router.generate``.
+
+    Iterate it with ``async for``. Its end is clean only if the engine ended cleanly and every item arrived;
+    anything else raises. Dropping it, breaking out of a loop over a stream that nothing else holds, and
+    leaving ``async with`` cancel the engine.
+    """
+
+    def __aiter__(self) -> Self: ...
+    def __anext__(self) -> Awaitable[T]: ...
+    def __await__(self) -> Generator[Any, None, T]: ...
+    def __iter__(self) -> Self: ...
+    def __next__(self) -> Any: ...
+    def throw(self, kind: Any, value: Any = None, traceback: Any = None) -> Any: ...
+    def close(self) -> None: ...
+    def chunks(self) -> AsyncIterator[list[T]]:
+        """Lists of the items that are ready: one list for each wake-up instead of one item."""
+
+    def collect(self) -> Coroutine[Any, Any, list[T]]:
+        """All items of the stream, as a list."""
+
+    def stop(self) -> None:
+        """Ask the engine to finish; what it still yields arrives, then the stream ends cleanly."""
+
+    def kill(self) -> None:
+        """End the stream at once. The engine is cancelled, unread items are dropped."""
+
+    def aclose(self) -> Awaitable[None]:
+        """As :meth:`kill`, for ``contextlib.aclosing``; immediate, also when not awaited."""
+
+    def __aenter__(self) -> Awaitable[Self]: ...
+    def __aexit__(self, *_exception: Any) -> Awaitable[None]: ...
+    def _take_ready(self, limit: int = 4096) -> list[T]: ...
+    @property
+    def request_id(self) -> str:
+        """The call's request id."""
+
+    @property
+    def instance_id(self) -> str | None:
+        """The instance that answers; ``None`` before it is known."""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the engine ended because it was asked to stop."""
+
+    @property
+    def resumed(self) -> int:
+        """How often the stream was continued on another instance."""
+
+@final
+class Call(Generic[T]):
+    """A call that has not begun until it is awaited, iterated or entered."""
+
+    def __await__(self) -> Generator[Any, None, Any]: ...
+    def __iter__(self) -> Self: ...
+    def __next__(self) -> Any: ...
+    def throw(self, kind: Any, value: Any = None, traceback: Any = None) -> Any: ...
+    def close(self) -> None: ...
+    def __aiter__(self) -> ResponseStream[T]: ...
+    def __aenter__(self) -> Awaitable[ResponseStream[T]]: ...
+    def __aexit__(self, *_exception: Any) -> Awaitable[None]: ...
+
+@final
+class RouterSettings:
+    def __new__(
+        cls,
+        targets: list[str],
+        *,
+        namespace: str,
+        policy: str,
+        timeout: float | None,
+        item_timeout: float | None,
+        instance_timeout: float,
+        retries: int,
+        stream_window: int,
+        link_window: int,
+        ping_interval: float,
+        ping_timeout: float,
+        slow_consumer_timeout: float | None,
+        max_message_bytes: int,
+        token: str | None,
+        insecure: bool,
+    ) -> Self: ...
+
+@final
+class Router:
+    def __new__(cls, settings: RouterSettings, hub: LoopHub) -> Self: ...
+    def call(
+        self,
+        request: Any,
+        codec: Codec,
+        endpoint: str | None,
+        timeout: float | None,
+        item_timeout: float | None,
+        metadata: list[tuple[str, str]] | None,
+        instance: str | None,
+        request_id: str | None,
+        traceparent: str | None,
+        single: bool,
+    ) -> Call[Any]: ...
+    def instances(self) -> list[dict[str, Any]]: ...
+    def wait_for_instances(self, count: int, timeout: float) -> Future[bool]: ...
+    def stats(self) -> dict[str, int]: ...
+    def close(self) -> None: ...
+
+@final
+class EngineSlot:
+    def __new__(cls, start: Callable[[Any, Sink], None], codec: Codec) -> Self: ...
+
+@final
+class WorkerSettings:
+    def __new__(
+        cls,
+        address: str,
+        *,
+        namespace: str,
+        concurrency: int,
+        queue: int,
+        drain_timeout: float,
+        ping_interval: float,
+        ping_timeout: float,
+        max_message_bytes: int,
+        streams_per_link: int,
+        token: str | None,
+        insecure: bool,
+    ) -> Self: ...
+
+@final
+class Worker:
+    @property
+    def address(self) -> str: ...
+    @property
+    def instance_id(self) -> str: ...
+    @property
+    def endpoints(self) -> list[str]: ...
+    def stats(self) -> dict[str, int]: ...
+    def drain(self, timeout: float | None = None) -> Future[None]: ...
+    def close(self) -> None: ...
+    def wait_closed(self) -> Future[None]: ...
+
+@final
+class Sink:
+    def push(self, object: Any) -> Awaitable[None] | None: ...
+    def push_blocking(self, object: Any) -> None: ...
+    def finish(self) -> None: ...
+    def finish_with(self, object: Any) -> None: ...
+    def open(self) -> None: ...
+    def fail(self, code: str, kind: str, message: str, traceback: str = "") -> None: ...
+    def bind(self, cancel: Callable[[], object]) -> None: ...
+    def _signalled(self) -> None: ...
+    def context(self) -> Context: ...
+    @property
+    def is_killed(self) -> bool: ...
+    @property
+    def is_stopped(self) -> bool: ...
+
+@final
+class Context:
+    """What an engine is given beside the request."""
+
+    @property
+    def id(self) -> str:
+        """The caller's request id."""
+
+    @property
+    def endpoint(self) -> str:
+        """The endpoint that the request came for."""
+
+    @property
+    def instance_id(self) -> str:
+        """The worker's identity."""
+
+    @property
+    def client_id(self) -> str:
+        """The calling router's identity."""
+
+    @property
+    def traceparent(self) -> str | None:
+        """W3C trace context, or ``None``."""
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The caller's metadata."""
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the caller, or the engine itself, asked to finish."""
+
+    @property
+    def is_killed(self) -> bool:
+        """Whether nobody wants the answer any more."""
+
+    def remaining(self) -> float | None:
+        """Seconds until the caller's deadline; ``None`` without one."""
+
+    def stop_generating(self) -> None:
+        """The engine asks itself to finish: the stream ends as stopped."""
+
+    def stopped(self) -> Awaitable[None]:
+        """Done when the stream is stopped or killed."""

@@ -1,0 +1,23 @@
+"""The parts of ``ResponseStream`` that are written in Python: they wait through its own ``__anext__``."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from headrace._headrace import ResponseStream
+
+
+async def chunks(stream: ResponseStream[Any]) -> AsyncIterator[list[Any]]:
+    """Yield lists of the items that are ready, waiting only when there is none."""
+    async for first in stream:
+        yield [first, *stream._take_ready()]
+
+
+async def collect(stream: ResponseStream[Any]) -> list[Any]:
+    """All items as one list."""
+    items: list[Any] = []
+    async for first in stream:
+        items.append(first)
+        items += stream._take_ready()
+    return items

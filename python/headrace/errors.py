@@ -1,0 +1,249 @@
+"""Every exception that Headrace raises. Each class is one thing that a caller can act on; each message names
+what happened, how far the call had come, the request and the setting that helps. The one invariant: an error
+of Headrace is a ``HeadraceError``, and ``asyncio.CancelledError`` is never wrapped.
+"""
+
+from __future__ import annotations
+
+
+class HeadraceError(Exception):
+    """Base of all.
+
+    Attributes:
+        phase: how far the call had come: ``"unsent"``, ``"sent"``, ``"accepted"`` or ``"streaming"``;
+            ``None`` when the error is not about a call.
+        request_id: the call's request id, if there is a call.
+        instance_id: the worker it was sent to, if it was.
+        items: items that the caller had read before.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        phase: str | None = None,
+        request_id: str | None = None,
+        instance_id: str | None = None,
+        items: int = 0,
+    ) -> None:
+        super().__init__(message)
+        self.phase = phase
+        self.request_id = request_id
+        self.instance_id = instance_id
+        self.items = items
+
+
+class CannotConnect(HeadraceError, ConnectionError):
+    """No worker could be connected to within ``instance_timeout``. Nothing was sent."""
+
+
+class Disconnected(HeadraceError, ConnectionError):
+    """The worker was lost, or shut down, before the stream was complete.
+
+    Attributes:
+        reason: why; ``"shutdown"`` when the worker was stopped with the request in flight.
+        maybe_executed: whether the request may have run.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        reason: str = "",
+        maybe_executed: bool = True,
+        phase: str | None = None,
+        request_id: str | None = None,
+        instance_id: str | None = None,
+        items: int = 0,
+    ) -> None:
+        super().__init__(
+            message, phase=phase, request_id=request_id, instance_id=instance_id, items=items
+        )
+        self.reason = reason
+        self.maybe_executed = maybe_executed
+
+
+class NoInstances(HeadraceError):
+    """No worker took requests within ``instance_timeout``."""
+
+
+class NoSuchEndpoint(HeadraceError):
+    """No worker has this endpoint, or it was left out and there is not exactly one.
+
+    Attributes:
+        endpoint: the one asked for; empty when it was left out.
+        available: those there are.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        endpoint: str = "",
+        available: list[str] | None = None,
+        phase: str | None = None,
+        request_id: str | None = None,
+        instance_id: str | None = None,
+        items: int = 0,
+    ) -> None:
+        super().__init__(
+            message, phase=phase, request_id=request_id, instance_id=instance_id, items=items
+        )
+        self.endpoint = endpoint
+        self.available = available or []
+
+
+class NotUnary(HeadraceError):
+    """``Router.call`` wants exactly one item; the engine yielded none or several."""
+
+
+class Overloaded(HeadraceError):
+    """Every worker that was asked is at its limits, or draining.
+
+    Attributes:
+        retry_after: seconds after which the worker expects to have room; 0 when it did not say.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        retry_after: float = 0.0,
+        phase: str | None = None,
+        request_id: str | None = None,
+        instance_id: str | None = None,
+        items: int = 0,
+    ) -> None:
+        super().__init__(
+            message, phase=phase, request_id=request_id, instance_id=instance_id, items=items
+        )
+        self.retry_after = retry_after
+
+
+class DeadlineExceeded(HeadraceError, TimeoutError):
+    """The call's ``timeout`` passed. The engine was cancelled.
+
+    Attributes:
+        elapsed: seconds since the call began.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        elapsed: float = 0.0,
+        phase: str | None = None,
+        request_id: str | None = None,
+        instance_id: str | None = None,
+        items: int = 0,
+    ) -> None:
+        super().__init__(
+            message, phase=phase, request_id=request_id, instance_id=instance_id, items=items
+        )
+        self.elapsed = elapsed
+
+
+class ItemTimeout(HeadraceError, TimeoutError):
+    """The caller waited on an empty stream for ``item_timeout``. The engine was cancelled."""
+
+
+class SlowConsumer(HeadraceError):
+    """The caller left a full window unread for ``slow_consumer_timeout``. The engine was cancelled."""
+
+
+class PayloadTooLarge(HeadraceError, ValueError):
+    """A request, an item or metadata are over a limit. Nothing was sent.
+
+    Attributes:
+        limit: the limit in force.
+        actual: the size; 0 when only the other side knows.
+        setting: the setting that raises the limit.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        limit: int = 0,
+        actual: int = 0,
+        setting: str = "",
+        phase: str | None = None,
+        request_id: str | None = None,
+        instance_id: str | None = None,
+        items: int = 0,
+    ) -> None:
+        super().__init__(
+            message, phase=phase, request_id=request_id, instance_id=instance_id, items=items
+        )
+        self.limit = limit
+        self.actual = actual
+        self.setting = setting
+
+
+class ProtocolError(HeadraceError):
+    """A peer sent something that this version cannot understand."""
+
+
+class VersionMismatch(HeadraceError):
+    """The two sides have no version of the protocol in common."""
+
+
+class AuthenticationError(HeadraceError):
+    """The worker did not accept this router's token."""
+
+
+class EngineError(HeadraceError):
+    """The engine failed: it raised, or yielded something that cannot be sent.
+
+    Attributes:
+        engine_type: the exception's type name.
+        engine_message: the exception's text.
+        engine_traceback: its traceback, when the worker exposes it.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        engine_type: str = "",
+        engine_message: str = "",
+        engine_traceback: str | None = None,
+        phase: str | None = None,
+        request_id: str | None = None,
+        instance_id: str | None = None,
+        items: int = 0,
+    ) -> None:
+        super().__init__(
+            message, phase=phase, request_id=request_id, instance_id=instance_id, items=items
+        )
+        self.engine_type = engine_type
+        self.engine_message = engine_message
+        self.engine_traceback = engine_traceback
+
+
+class ForkError(HeadraceError, RuntimeError):
+    """Headrace was used in a process that was forked after it had started."""
+
+
+class StreamKilled(Exception):
+    """Inside a worker: nobody wants the engine's answer any more. Callers never see it."""
+
+
+__all__ = [
+    "HeadraceError",
+    "CannotConnect",
+    "Disconnected",
+    "NoInstances",
+    "NoSuchEndpoint",
+    "NotUnary",
+    "Overloaded",
+    "DeadlineExceeded",
+    "ItemTimeout",
+    "SlowConsumer",
+    "PayloadTooLarge",
+    "ProtocolError",
+    "VersionMismatch",
+    "AuthenticationError",
+    "EngineError",
+    "ForkError",
+]

@@ -1,0 +1,250 @@
+"""Serving engines: ``serve`` for asyncio programs, ``run`` for a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+from collections.abc import Callable, Generator, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from headrace import _headrace
+from headrace._engine import Runner, engine_name
+from headrace._headrace import EngineSlot, WorkerSettings
+from headrace._loop import current_hub
+from headrace.codec import codec
+
+MIB = 1024 * 1024
+
+
+class Worker:
+    """A listening worker. Made by :func:`serve`; also an asynchronous context manager that closes it."""
+
+    def __init__(self, native: _headrace.Worker, runners: list[Runner]) -> None:
+        self._native = native
+        self._runners = runners
+
+    @property
+    def address(self) -> str:
+        """Where it listens, as ``"host:port"`` or ``"unix:/path"``: what a router connects to."""
+        return self._native.address
+
+    @property
+    def instance_id(self) -> str:
+        """Its identity, new for each worker: 16 hexadecimal digits."""
+        return self._native.instance_id
+
+    @property
+    def endpoints(self) -> list[str]:
+        """Names of its endpoints, sorted."""
+        return self._native.endpoints
+
+    def stats(self) -> dict[str, int]:
+        """Counts at this moment: ``running``, ``queued``, ``links``, ``streams``, and the totals
+        ``accepted_total`` and ``rejected_total`` since the start.
+        """
+        return self._native.stats()
+
+    async def drain(self, timeout: float | None = None) -> None:
+        """Take no new requests, let those in flight finish, then close.
+
+        Args:
+            timeout: seconds to wait for them; ``None`` for the worker's ``drain_timeout``. Those that are
+                left then end with ``Disconnected(reason="shutdown")`` at their callers.
+        """
+        await self._native.drain(timeout)
+        self._close_runners()
+
+    async def aclose(self) -> None:
+        """Close at once. Requests in flight end with ``Disconnected(reason="shutdown")``."""
+        self._native.close()
+        self._close_runners()
+
+    async def wait_closed(self) -> None:
+        """Wait until the worker is closed by :meth:`drain` or :meth:`aclose`."""
+        await self._native.wait_closed()
+
+    def _close_runners(self) -> None:
+        for runner in self._runners:
+            runner.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    def __repr__(self) -> str:
+        return f"<headrace.Worker {self.instance_id} at {self.address} serving {self.endpoints}>"
+
+
+class Serving:
+    """What :func:`serve` returns: await it for the worker, or enter it with ``async with``."""
+
+    def __init__(self, begin: Callable[[], Any]) -> None:
+        self._begin = begin
+        self._worker: Worker | None = None
+
+    def __await__(self) -> Generator[Any, None, Worker]:
+        return self._begin().__await__()
+
+    async def __aenter__(self) -> Worker:
+        self._worker = await self
+        return self._worker
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._worker is not None:
+            await self._worker.aclose()
+
+
+def serve(
+    engine: Any,
+    address: str = "127.0.0.1:0",
+    *,
+    namespace: str = "default",
+    concurrency: int = 64,
+    queue: int = 64,
+    drain_timeout: float = 30.0,
+    ping_interval: float = 5.0,
+    ping_timeout: float = 5.0,
+    max_message_bytes: int = 32 * MIB,
+    streams_per_link: int = 65_536,
+    request_type: Any = None,
+    expose_tracebacks: bool = False,
+    token: str | None = None,
+    insecure: bool = False,
+) -> Serving:
+    """Serve engines on the running loop.
+
+    Args:
+        engine: an asynchronous generator function (its items are the stream), a coroutine function, a
+            function, a generator function, or an object or class with a ``generate`` method of such a kind;
+            called with ``(request)`` or ``(request, ctx)``, whichever it takes. Or a dictionary of endpoint
+            names and engines; a single engine's endpoint is its ``__name__``. Synchronous engines run on
+            threads of their own, several at once when requests overlap; ``concurrency=1`` prevents that.
+        address: ``"host:port"`` (port 0: the system chooses) or ``"unix:/path"``.
+        namespace: routers of another namespace are refused.
+        concurrency: requests that run at once.
+        queue: requests that wait for a place; beyond it callers get ``Overloaded``.
+        drain_timeout: seconds that :meth:`Worker.drain` waits.
+        ping_interval: seconds of silence after which a router is asked whether it is there.
+        ping_timeout: further seconds after which it is given up.
+        max_message_bytes: largest request and item.
+        streams_per_link: streams open at once on one router's link.
+        request_type: a type that requests are decoded into (see ``Router(response_type=)``).
+        expose_tracebacks: tell callers the traceback of an engine that raises.
+        token: routers must present it.
+        insecure: allow addresses off loopback. Nothing on the wire is encrypted.
+
+    Returns:
+        Something to await for the :class:`Worker`, or to enter with ``async with``. The worker listens when
+        that is done.
+
+    Raises:
+        ValueError: a setting or the address cannot be used; the message names it.
+        TypeError: an engine is none.
+        OSError: the system refuses to listen there.
+
+    Example:
+        >>> async def greet(request, ctx):
+        ...     for word in ("hello", request["name"]):
+        ...         yield {"word": word}
+        >>> async with serve(greet) as worker:  # doctest: +SKIP
+        ...     print(worker.address)
+    """
+    engines: dict[str, Any]
+    if isinstance(engine, Mapping):
+        engines = {str(name): each for name, each in engine.items()}  # pyright: ignore
+    else:
+        engines = {engine_name(engine): engine}
+    settings = WorkerSettings(
+        address,
+        namespace=namespace,
+        concurrency=concurrency,
+        queue=queue,
+        drain_timeout=drain_timeout,
+        ping_interval=ping_interval,
+        ping_timeout=ping_timeout,
+        max_message_bytes=max_message_bytes,
+        streams_per_link=streams_per_link,
+        token=token,
+        insecure=insecure,
+    )
+    runners = {
+        name: Runner(each, concurrency, expose_tracebacks=expose_tracebacks)
+        for name, each in engines.items()
+    }
+    values = codec(request_type)
+
+    async def begin() -> Worker:
+        slots = [(name, EngineSlot(runner.start, values)) for name, runner in runners.items()]
+        native = await _headrace.bind(settings, slots, current_hub())
+        return Worker(native, list(runners.values()))
+
+    return Serving(begin)
+
+
+def run(engine: Any, address: str = "127.0.0.1:0", **settings: Any) -> None:
+    """Serve engines until SIGTERM or Ctrl-C, then drain and return. Blocks.
+
+    The first signal drains: new requests are refused, those in flight finish within ``drain_timeout``. A
+    second signal closes at once. Prints one line when the worker listens. Uses uvloop if it is installed.
+
+    Args:
+        engine: as for :func:`serve`.
+        address: as for :func:`serve`.
+        settings: every keyword of :func:`serve`.
+
+    Raises:
+        ValueError, TypeError, OSError: as :func:`serve`.
+    """
+    loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None
+    with contextlib.suppress(ModuleNotFoundError):
+        import uvloop
+
+        loop_factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(_serve_until_signalled(engine, address, settings))
+
+
+async def _serve_until_signalled(engine: Any, address: str, settings: dict[str, Any]) -> None:
+    loop = asyncio.get_running_loop()
+    first = asyncio.Event()
+    second = asyncio.Event()
+
+    def signalled() -> None:
+        (second if first.is_set() else first).set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, signalled)
+    async with serve(engine, address, **settings) as worker:
+        names = ", ".join(worker.endpoints)
+        print(
+            f"headrace: serving {names} on {worker.address} (instance {worker.instance_id}); "
+            "press Ctrl-C to drain and stop",
+            file=sys.stderr,
+            flush=True,
+        )
+        await first.wait()
+        running = worker.stats()["running"] + worker.stats()["queued"]
+        print(f"headrace: draining, {running} requests in flight", file=sys.stderr, flush=True)
+        drained = asyncio.ensure_future(worker.drain())
+        now = asyncio.ensure_future(second.wait())
+        await asyncio.wait((drained, now), return_when=asyncio.FIRST_COMPLETED)
+        for waiting in (drained, now):
+            waiting.cancel()
+        await asyncio.gather(drained, now, return_exceptions=True)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.remove_signal_handler(number)

@@ -1,0 +1,446 @@
+//! One hub per event loop. Threads put what they want of the loop into its queue and, if nobody has yet,
+//! make its descriptor readable; the loop then calls [`LoopHub::drain`] once, whatever has gathered.
+//!
+//! ```text
+//!   any thread:  queue.push(x); if !pending.swap(true) { wake the descriptor }
+//!   the loop:    clear the descriptor; pending = true
+//!                loop { take the queue; empty? { pending = false; still empty? done } ; handle each }
+//! ```
+//! While the loop's own thread is inside [`Hub::enter`], `pending` is set, so what it causes itself costs no
+//! system call. A wake-up is never lost: whoever pushes after `pending` was cleared sees it cleared.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+use std::thread::ThreadId;
+
+use headrace::link::{Driver, Link};
+use headrace::{Request, Responder};
+use parking_lot::Mutex;
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedBytes;
+use slab::Slab;
+
+use super::reader::LinkReader;
+use super::waiter::Waiter;
+use super::wake::Wake;
+use crate::audit::entered_python;
+use crate::runtime::is_forked;
+
+/// Events handled in one callback before the loop gets its turn.
+const EVENTS_PER_DRAIN: usize = 512;
+
+/// What a thread wants of the loop.
+pub(crate) enum Event {
+    /// What waits in this slot may go on.
+    Wake(Slot),
+    /// A request for the engine in this slot.
+    Start(Slot, Box<(Request, Responder)>),
+    /// A link whose socket the loop shall watch.
+    Attach(Arc<Link>),
+    /// A link with gathered bytes.
+    Flush(Arc<Link>),
+    /// A Python object that was freed on another thread.
+    Trash(PyBackedBytes),
+    /// Anything else.
+    Run(Box<dyn FnOnce() + Send>),
+}
+
+/// A place in the hub's table; the second number tells a later user of the same place apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Slot {
+    index: usize,
+    generation: u64,
+}
+
+/// What an event in a slot is for. These Python objects stay with the hub; other threads know the slot.
+pub(crate) enum Target {
+    /// A task waits.
+    Waiter(Py<Waiter>),
+    /// Called without arguments.
+    Call(Py<PyAny>),
+    /// An engine: called with a request's payload and its sink.
+    Engine(Py<crate::worker::EngineSlot>),
+}
+
+/// Something that ends when its loop does.
+pub(crate) trait Closes: Send + Sync {
+    fn close(&self);
+}
+
+/// See the module's text.
+pub(crate) struct Hub {
+    wake: Wake,
+    pending: AtomicBool,
+    queue: Mutex<VecDeque<Event>>,
+    targets: Mutex<Slab<(u64, Target)>>,
+    generation: AtomicUsize,
+    /// Links with gathered bytes, to be flushed by the loop at the end of its turn.
+    dirty: Mutex<Vec<Arc<Link>>>,
+    flush_wanted: AtomicBool,
+    flush_scheduled: AtomicBool,
+    turns: AtomicU64,
+    thread: ThreadId,
+    event_loop: Py<PyAny>,
+    this: Mutex<Option<Py<LoopHub>>>,
+    closed: AtomicBool,
+    closes: Mutex<Vec<Weak<dyn Closes>>>,
+    scratch: Mutex<Vec<u8>>,
+}
+
+impl std::fmt::Debug for Hub {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Hub").field("thread", &self.thread).finish_non_exhaustive()
+    }
+}
+
+impl Hub {
+    /// Pushes an event; wakes the loop unless it is awake for this hub already.
+    pub(crate) fn push(&self, event: Event) {
+        self.queue.lock().push_back(event);
+        self.wake();
+    }
+
+    fn wake(&self) {
+        if !self.pending.swap(true, Ordering::AcqRel) {
+            self.wake.wake();
+        }
+    }
+
+    /// Runs `work` on the loop's thread.
+    pub(crate) fn run(&self, work: Box<dyn FnOnce() + Send>) {
+        self.push(Event::Run(work));
+    }
+
+    pub(crate) fn event_loop<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        Ok(self.event_loop.bind(py).clone())
+    }
+
+    pub(crate) fn is_loop_thread(&self) -> bool {
+        std::thread::current().id() == self.thread
+    }
+
+    /// Refuses use from another thread or after the loop has ended.
+    pub(crate) fn check(&self) -> PyResult<()> {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(PyRuntimeError::new_err("the event loop that this belongs to has ended"));
+        }
+        if !self.is_loop_thread() {
+            return Err(PyRuntimeError::new_err(
+                "this belongs to another thread's event loop; make a router for each loop",
+            ));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn add_target(&self, target: Target) -> Slot {
+        let generation = self.generation.fetch_add(1, Ordering::Relaxed) as u64;
+        let index = self.targets.lock().insert((generation, target));
+        Slot { index, generation }
+    }
+
+    pub(crate) fn remove_target(&self, slot: Slot) {
+        let removed = {
+            let mut targets = self.targets.lock();
+            match targets.get(slot.index) {
+                Some((generation, _)) if *generation == slot.generation => Some(targets.remove(slot.index)),
+                _ => None,
+            }
+        };
+        // Dropping a Python object may run Python, so the lock is not held.
+        drop(removed);
+    }
+
+    fn with_target<T>(&self, slot: Slot, look: impl FnOnce(&Target) -> T) -> Option<T> {
+        let targets = self.targets.lock();
+        match targets.get(slot.index) {
+            Some((generation, target)) if *generation == slot.generation => Some(look(target)),
+            _ => None,
+        }
+    }
+
+    /// Takes charge of closing something when the loop ends.
+    pub(crate) fn close_with_loop(&self, closes: Weak<dyn Closes>) {
+        let mut list = self.closes.lock();
+        list.retain(|known| known.strong_count() > 0);
+        list.push(closes);
+    }
+
+    /// Called by every method that may have sent something: plans the flush that a link asked for.
+    pub(crate) fn settle(&self, py: Python<'_>) -> PyResult<()> {
+        if !self.flush_wanted.load(Ordering::Relaxed) || self.flush_scheduled.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        if !self.is_loop_thread() {
+            return Ok(());
+        }
+        if let Some(this) = self.this(py) {
+            let flush = this.getattr(py, pyo3::intern!(py, "flush"))?;
+            self.event_loop.call_method1(py, pyo3::intern!(py, "call_soon"), (flush,))?;
+            self.flush_scheduled.store(true, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// For destructors, which have no interpreter token to plan a flush with: the loop is called back.
+    pub(crate) fn flush_later(&self) {
+        if self.flush_wanted.load(Ordering::Relaxed) && !self.flush_scheduled.load(Ordering::Relaxed) {
+            self.wake();
+        }
+    }
+
+    /// The hub as the loop sees it; `None` once it has closed.
+    pub(super) fn this(&self, py: Python<'_>) -> Option<Py<LoopHub>> {
+        self.this.lock().as_ref().map(|this| this.clone_ref(py))
+    }
+
+    fn flush_dirty(&self) {
+        self.flush_wanted.store(false, Ordering::Relaxed);
+        let links = std::mem::take(&mut *self.dirty.lock());
+        for link in links {
+            link.flush();
+        }
+    }
+
+    /// A number that changes whenever the loop has called back: whoever sees it changed knows that the loop
+    /// had a turn.
+    pub(crate) fn turn(&self) -> u64 {
+        self.turns.load(Ordering::Relaxed)
+    }
+
+    /// The loop's thread begins something that may cause events; they are handled by [`Self::leave`].
+    pub(crate) fn enter(&self) {
+        self.turns.fetch_add(1, Ordering::Relaxed);
+        self.pending.store(true, Ordering::Release);
+    }
+
+    /// Handles what has gathered, up to a budget; then the loop is called back for the rest.
+    pub(crate) fn leave(&self, py: Python<'_>) -> PyResult<()> {
+        entered_python();
+        let mut budget = EVENTS_PER_DRAIN;
+        loop {
+            let events = std::mem::take(&mut *self.queue.lock());
+            if events.is_empty() {
+                self.pending.store(false, Ordering::Release);
+                if self.queue.lock().is_empty() {
+                    break;
+                }
+                self.pending.store(true, Ordering::Release);
+                continue;
+            }
+            let mut events = events.into_iter();
+            for event in events.by_ref() {
+                budget = budget.saturating_sub(1);
+                if let Err(error) = self.handle(py, event) {
+                    self.requeue(events);
+                    return Err(error);
+                }
+                if budget == 0 {
+                    break;
+                }
+            }
+            if budget == 0 {
+                self.requeue(events);
+                break;
+            }
+        }
+        self.settle(py)
+    }
+
+    /// Puts events back in front and has the loop call again.
+    fn requeue(&self, events: impl DoubleEndedIterator<Item = Event>) {
+        let mut queue = self.queue.lock();
+        for event in events.rev() {
+            queue.push_front(event);
+        }
+        drop(queue);
+        self.pending.store(true, Ordering::Release);
+        self.wake.wake();
+    }
+
+    fn handle(&self, py: Python<'_>, event: Event) -> PyResult<()> {
+        let result = match event {
+            Event::Wake(slot) => self.wake_target(py, slot),
+            Event::Start(slot, request) => {
+                let engine = self.with_target(slot, |target| match target {
+                    Target::Engine(engine) => Some(engine.clone_ref(py)),
+                    Target::Waiter(_) | Target::Call(_) => None,
+                });
+                match engine.flatten() {
+                    Some(engine) => crate::worker::start(engine.bind(py), *request),
+                    // The worker is gone: dropping the responder answers for it.
+                    None => Ok(()),
+                }
+            }
+            Event::Attach(link) => LinkReader::attach(py, self, link),
+            Event::Flush(link) => {
+                link.flush();
+                Ok(())
+            }
+            Event::Trash(object) => {
+                drop(object);
+                Ok(())
+            }
+            Event::Run(work) => {
+                work();
+                Ok(())
+            }
+        };
+        match result {
+            // What ends the program passes; anything else must not keep the other events waiting.
+            Err(error) if error.is_instance_of::<pyo3::exceptions::PyException>(py) => {
+                error.write_unraisable(py, None);
+                Ok(())
+            }
+            result => result,
+        }
+    }
+
+    fn wake_target(&self, py: Python<'_>, slot: Slot) -> PyResult<()> {
+        enum Found {
+            Waiter(Py<Waiter>),
+            Call(Py<PyAny>),
+        }
+        let found = self.with_target(slot, |target| match target {
+            Target::Waiter(waiter) => Some(Found::Waiter(waiter.clone_ref(py))),
+            Target::Call(call) => Some(Found::Call(call.clone_ref(py))),
+            Target::Engine(_) => None,
+        });
+        match found.flatten() {
+            Some(Found::Waiter(waiter)) => Waiter::complete(waiter.bind(py)),
+            Some(Found::Call(call)) => call.call0(py).map(drop),
+            None => Ok(()),
+        }
+    }
+
+    /// The memory that reads of this loop go through; one for all its links.
+    pub(crate) fn with_scratch<T>(&self, read: impl FnOnce(&mut [u8]) -> T) -> T {
+        let mut scratch = self.scratch.lock();
+        if scratch.is_empty() {
+            scratch.resize(headrace::link::SCRATCH_BYTES, 0);
+        }
+        read(&mut scratch)
+    }
+
+    /// Ends everything that belongs to the loop.
+    pub(crate) fn close(&self) {
+        if self.closed.swap(true, Ordering::AcqRel) || is_forked() {
+            return;
+        }
+        let closes = std::mem::take(&mut *self.closes.lock());
+        for owned in closes {
+            if let Some(owned) = owned.upgrade() {
+                owned.close();
+            }
+        }
+        // Requests that nobody will start are answered by their responders as these are dropped.
+        let events = std::mem::take(&mut *self.queue.lock());
+        drop(events);
+        let targets = std::mem::take(&mut *self.targets.lock());
+        drop(targets);
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+}
+
+/// The hub as links see it. (A type of its own, since the trait is the core's.)
+#[derive(Debug)]
+pub(crate) struct HubDriver(pub(crate) Arc<Hub>);
+
+impl Driver for HubDriver {
+    fn attach(&self, link: Arc<Link>) {
+        self.0.push(Event::Attach(link));
+    }
+
+    fn flush_soon(&self, link: &Arc<Link>) {
+        if self.0.is_loop_thread() {
+            self.0.dirty.lock().push(Arc::clone(link));
+            self.0.flush_wanted.store(true, Ordering::Relaxed);
+        } else {
+            self.0.push(Event::Flush(Arc::clone(link)));
+        }
+    }
+
+    fn may_be_busy(&self) -> bool {
+        true
+    }
+}
+
+/// The hub as its event loop sees it.
+#[pyclass(frozen, weakref, module = "headrace._headrace")]
+#[derive(Debug)]
+pub(crate) struct LoopHub {
+    hub: Arc<Hub>,
+}
+
+impl LoopHub {
+    pub(crate) const fn hub(&self) -> &Arc<Hub> {
+        &self.hub
+    }
+}
+
+#[pymethods]
+impl LoopHub {
+    /// A hub for the loop that runs on this thread; the loop watches it from here on.
+    #[staticmethod]
+    fn start(py: Python<'_>, event_loop: Py<PyAny>) -> PyResult<Py<Self>> {
+        crate::runtime::handle(py)?;
+        let hub = Arc::new(Hub {
+            wake: Wake::new()?,
+            pending: AtomicBool::new(false),
+            queue: Mutex::default(),
+            targets: Mutex::default(),
+            generation: AtomicUsize::new(0),
+            dirty: Mutex::default(),
+            flush_wanted: AtomicBool::new(false),
+            flush_scheduled: AtomicBool::new(false),
+            turns: AtomicU64::new(0),
+            thread: std::thread::current().id(),
+            event_loop,
+            this: Mutex::new(None),
+            closed: AtomicBool::new(false),
+            closes: Mutex::default(),
+            scratch: Mutex::default(),
+        });
+        let this = Py::new(py, Self { hub })?;
+        let hub = &this.get().hub;
+        let drain = this.getattr(py, "drain")?;
+        hub.event_loop.call_method1(py, "add_reader", (hub.wake.as_raw_fd(), drain))?;
+        *hub.this.lock() = Some(this.clone_ref(py));
+        Ok(this)
+    }
+
+    /// Called by the loop when another thread woke it.
+    fn drain(&self, py: Python<'_>) -> PyResult<()> {
+        self.hub.wake.clear();
+        self.hub.enter();
+        self.hub.leave(py)
+    }
+
+    /// Called by the loop at the end of a turn in which something gathered.
+    fn flush(&self, py: Python<'_>) -> PyResult<()> {
+        self.hub.flush_scheduled.store(false, Ordering::Relaxed);
+        self.hub.enter();
+        self.hub.flush_dirty();
+        self.hub.leave(py)
+    }
+
+    /// Called when the loop is about to end: closes what belongs to it.
+    fn close(&self, py: Python<'_>) {
+        self.hub.close();
+        let this = self.hub.this.lock().take();
+        drop(this);
+        // The loop may be closed already, and then watches nothing.
+        if let Ok(event_loop) = self.hub.event_loop(py) {
+            let _ = event_loop.call_method1("remove_reader", (self.hub.wake.as_raw_fd(),));
+        }
+    }
+
+    #[getter]
+    fn closed(&self) -> bool {
+        self.hub.is_closed()
+    }
+}

@@ -1,0 +1,50 @@
+//! The callback of a link's socket: the loop's own thread reads, decodes and wakes, in one callback.
+
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use headrace::link::{Link, ReadOutcome};
+use pyo3::prelude::*;
+
+use super::hub::{Hub, LoopHub};
+use crate::ffi::ForkSafe;
+
+/// Called by the loop when a link's socket has bytes.
+#[pyclass(frozen, module = "headrace._headrace")]
+#[derive(Debug)]
+pub(crate) struct LinkReader {
+    hub: Arc<Hub>,
+    link: ForkSafe<Arc<Link>>,
+}
+
+impl LinkReader {
+    /// Has the hub's loop watch the link's socket.
+    pub(crate) fn attach(py: Python<'_>, hub: &Hub, link: Arc<Link>) -> PyResult<()> {
+        let Some(shared) = hub.shared(py) else { return Ok(()) };
+        let descriptor = link.as_raw_fd();
+        let reader = Py::new(py, Self { hub: shared, link: ForkSafe::new(link) })?;
+        hub.event_loop(py)?.call_method1("add_reader", (descriptor, reader))?;
+        Ok(())
+    }
+}
+
+#[pymethods]
+impl LinkReader {
+    fn __call__(&self, py: Python<'_>) -> PyResult<()> {
+        self.hub.enter();
+        let outcome = self.hub.with_scratch(|scratch| self.link.on_readable(scratch));
+        if outcome == ReadOutcome::Closed {
+            // Before the descriptor can be closed and used again: this reader holds the link until then.
+            self.hub.event_loop(py)?.call_method1("remove_reader", (self.link.as_raw_fd(),))?;
+        }
+        // Level-triggered: what a budgeted read left is reported again.
+        self.hub.leave(py)
+    }
+}
+
+impl Hub {
+    /// The hub itself, shared; `None` once it has closed.
+    fn shared(&self, py: Python<'_>) -> Option<Arc<Self>> {
+        self.this(py).map(|this| Arc::clone(LoopHub::hub(this.get())))
+    }
+}

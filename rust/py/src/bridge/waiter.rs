@@ -1,0 +1,229 @@
+//! What a task awaits while nothing is ready: an object that asyncio takes for a future. It exists once per
+//! place of waiting and is used again and again. When woken it runs the task's step at once, inside the
+//! hub's callback, where no other task is current; that saves a turn of the loop for each wake-up.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use pyo3::exceptions::asyncio::CancelledError;
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use super::hub::Hub;
+
+#[derive(Debug, Default)]
+struct State {
+    blocking: bool,
+    callbacks: Vec<(Py<PyAny>, Option<Py<PyAny>>)>,
+    done: bool,
+    cancelled: Option<Option<Py<PyAny>>>,
+}
+
+/// A future-like object without a result; see the module's text.
+#[pyclass(frozen, weakref, module = "headrace._headrace")]
+#[derive(Debug)]
+pub(crate) struct Waiter {
+    hub: Arc<Hub>,
+    state: Mutex<State>,
+}
+
+impl Waiter {
+    pub(crate) fn new(hub: Arc<Hub>) -> Self {
+        Self { hub, state: Mutex::default() }
+    }
+
+    /// Makes it ready to be awaited anew. A task sets `blocking` back itself.
+    pub(crate) fn arm(&self) {
+        let mut state = self.state.lock();
+        state.done = false;
+        state.cancelled = None;
+        state.blocking = true;
+    }
+
+    /// Whether somebody awaits it.
+    pub(crate) fn is_awaited(&self) -> bool {
+        let state = self.state.lock();
+        !state.done && !state.callbacks.is_empty()
+    }
+
+    /// Completes it and runs what awaits it. `slf` is what the callbacks are given.
+    pub(crate) fn complete(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let py = slf.py();
+        let callbacks = {
+            let mut state = slf.get().state.lock();
+            if state.done {
+                return Ok(());
+            }
+            state.done = true;
+            std::mem::take(&mut state.callbacks)
+        };
+        for (callback, context) in callbacks {
+            match context {
+                Some(context) => context.call_method1(py, pyo3::intern!(py, "run"), (callback, slf))?,
+                None => callback.call1(py, (slf,))?,
+            };
+        }
+        Ok(())
+    }
+}
+
+impl Waiter {
+    /// Completes it; what awaits it runs at the loop's next turn. For callers inside a task.
+    pub(crate) fn complete_soon(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let this = slf.get();
+        let callbacks = {
+            let mut state = this.state.lock();
+            state.done = true;
+            std::mem::take(&mut state.callbacks)
+        };
+        for (callback, context) in callbacks {
+            this.call_soon(slf, callback, context)?;
+        }
+        Ok(())
+    }
+}
+
+#[pymethods]
+impl Waiter {
+    #[getter]
+    fn _asyncio_future_blocking(&self) -> bool {
+        self.state.lock().blocking
+    }
+
+    #[setter(_asyncio_future_blocking)]
+    fn set_blocking(&self, blocking: bool) {
+        self.state.lock().blocking = blocking;
+    }
+
+    fn get_loop<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        self.hub.event_loop(py)
+    }
+
+    #[pyo3(signature = (callback, *, context=None))]
+    fn add_done_callback(
+        slf: &Bound<'_, Self>,
+        callback: Py<PyAny>,
+        context: Option<Py<PyAny>>,
+    ) -> PyResult<()> {
+        let this = slf.get();
+        {
+            let mut state = this.state.lock();
+            if !state.done {
+                state.callbacks.push((callback, context));
+                return Ok(());
+            }
+        }
+        this.call_soon(slf, callback, context)
+    }
+
+    fn remove_done_callback(slf: &Bound<'_, Self>, callback: &Bound<'_, PyAny>) -> PyResult<usize> {
+        let (mut kept, mut removed) = (Vec::new(), Vec::new());
+        let callbacks = std::mem::take(&mut slf.get().state.lock().callbacks);
+        for entry in callbacks {
+            // Comparing calls into Python, so the lock is not held.
+            if entry.0.bind(slf.py()).eq(callback)? { removed.push(entry) } else { kept.push(entry) }
+        }
+        slf.get().state.lock().callbacks.extend(kept);
+        Ok(removed.len())
+    }
+
+    #[pyo3(signature = (msg=None))]
+    fn cancel(slf: &Bound<'_, Self>, msg: Option<Py<PyAny>>) -> PyResult<bool> {
+        let this = slf.get();
+        let callbacks = {
+            let mut state = this.state.lock();
+            if state.done {
+                return Ok(false);
+            }
+            state.done = true;
+            state.cancelled = Some(msg);
+            std::mem::take(&mut state.callbacks)
+        };
+        for (callback, context) in callbacks {
+            this.call_soon(slf, callback, context)?;
+        }
+        Ok(true)
+    }
+
+    fn cancelled(&self) -> bool {
+        self.state.lock().cancelled.is_some()
+    }
+
+    fn done(&self) -> bool {
+        self.state.lock().done
+    }
+
+    fn result(&self, py: Python<'_>) -> PyResult<()> {
+        let state = self.state.lock();
+        if let Some(msg) = &state.cancelled {
+            return Err(match msg {
+                Some(msg) => CancelledError::new_err((msg.clone_ref(py),)),
+                None => CancelledError::new_err(()),
+            });
+        }
+        if state.done { Ok(()) } else { Err(PyValueError::new_err("the waiter is not done")) }
+    }
+
+    fn exception(&self, py: Python<'_>) -> PyResult<()> {
+        self.result(py)
+    }
+
+    fn __await__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    fn __iter__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    /// Awaited directly: yields itself until it is done.
+    fn __next__(slf: &Bound<'_, Self>) -> PyResult<Option<Py<Self>>> {
+        let this = slf.get();
+        let done = this.state.lock().done;
+        if done {
+            this.result(slf.py())?;
+            return Ok(None);
+        }
+        this.state.lock().blocking = true;
+        Ok(Some(slf.clone().unbind()))
+    }
+}
+
+impl Waiter {
+    fn call_soon(&self, slf: &Bound<'_, Self>, callback: Py<PyAny>, context: Option<Py<PyAny>>) -> PyResult<()> {
+        let py = slf.py();
+        let event_loop = self.hub.event_loop(py)?;
+        let options = PyDict::new(py);
+        if let Some(context) = context {
+            options.set_item("context", context)?;
+        }
+        event_loop.call_method("call_soon", (callback, slf), Some(&options))?;
+        Ok(())
+    }
+}
+
+/// An awaitable that gives the loop one turn.
+#[pyclass(frozen, module = "headrace._headrace")]
+#[derive(Debug, Default)]
+pub(crate) struct Turn(Mutex<bool>);
+
+#[pymethods]
+impl Turn {
+    fn __await__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    fn __next__(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+        let mut given = self.0.lock();
+        if std::mem::replace(&mut *given, true) {
+            return Ok(None);
+        }
+        Ok(Some(py.None()))
+    }
+}
+
+/// Refuses two tasks that wait for the same thing, as asynchronous generators do.
+pub(crate) fn already_awaited(what: &str) -> PyErr {
+    PyRuntimeError::new_err(format!("{what} is already being awaited by another task"))
+}

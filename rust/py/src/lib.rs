@@ -1,0 +1,64 @@
+//! The Python module `headrace._headrace`: translation between the `headrace` crate and asyncio, nothing
+//! else. Protocol, scheduling and retries are the core's; what an object means is the Python package's.
+//!
+//! | module | what lives there |
+//! |---|---|
+//! | [`bridge`] | one hub per event loop; how a task waits and is woken |
+//! | [`router`], [`response`] | calls and the streams they return |
+//! | [`worker`], [`sink`] | engines and where their items go |
+//! | [`payload`] | objects as bytes and back |
+//! | [`errors`] | Rust errors as exceptions |
+//! | [`runtime`] | tokio's thread, fork, exit, the cold calls |
+//! | [`ffi`] | every raw call into CPython |
+
+#![deny(unsafe_code)]
+
+mod audit;
+mod bridge;
+mod errors;
+mod ffi;
+mod payload;
+mod response;
+mod router;
+mod runtime;
+mod sink;
+mod worker;
+
+use pyo3::prelude::*;
+
+/// The native part of Headrace; use it through the package `headrace`.
+#[pymodule]
+mod _headrace {
+    #[pymodule_export]
+    use crate::audit::_audit;
+    #[pymodule_export]
+    use crate::bridge::hub::LoopHub;
+    #[pymodule_export]
+    use crate::bridge::waiter::Waiter;
+    #[pymodule_export]
+    use crate::payload::Codec;
+    #[pymodule_export]
+    use crate::response::{Call, ResponseStream};
+    #[pymodule_export]
+    use crate::router::{Router, RouterSettings};
+    #[pymodule_export]
+    use crate::runtime::{_exit, _forked};
+    #[pymodule_export]
+    use crate::sink::{Context, Sink};
+    #[pymodule_export]
+    use crate::worker::{EngineSlot, Worker, WorkerSettings, bind};
+    use pyo3::prelude::*;
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+        module.add("_claimed_bytes", pyo3::wrap_pyfunction!(crate::claimed_bytes, module)?)
+    }
+}
+
+/// Bytes that windows and unfinished requests claim in this process.
+#[pyfunction]
+#[pyo3(name = "_claimed_bytes")]
+fn claimed_bytes() -> usize {
+    headrace::budget::claimed_bytes()
+}

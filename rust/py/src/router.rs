@@ -1,0 +1,228 @@
+//! `Router`: settings in, calls out.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use headrace::{Address, CallOptions, InstanceState, Item, Policy, Router as CoreRouter, RouterConfig};
+use parking_lot::Mutex;
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList};
+
+use crate::bridge::hub::{Closes, Hub, HubDriver, LoopHub};
+use crate::errors::start_error;
+use crate::ffi::ForkSafe;
+use crate::payload::{Codec, own};
+use crate::response::Call;
+use crate::runtime::{check_process, cold, handle};
+
+/// A router's settings and targets, checked.
+#[pyclass(frozen, module = "headrace._headrace")]
+#[derive(Debug)]
+pub(crate) struct RouterSettings {
+    targets: Vec<Address>,
+    config: RouterConfig,
+}
+
+/// Seconds as a duration, refusing what is none.
+pub(crate) fn seconds(name: &str, value: f64) -> PyResult<Duration> {
+    Duration::try_from_secs_f64(value)
+        .map_err(|_| PyValueError::new_err(format!("{name} must be a number of seconds from 0 up, not {value}")))
+}
+
+fn optional_seconds(name: &str, value: Option<f64>) -> PyResult<Option<Duration>> {
+    value.map(|value| seconds(name, value)).transpose()
+}
+
+#[pymethods]
+impl RouterSettings {
+    #[new]
+    #[pyo3(signature = (targets, *, namespace, policy, timeout, item_timeout, instance_timeout, retries,
+        stream_window, link_window, ping_interval, ping_timeout, slow_consumer_timeout, max_message_bytes,
+        token, insecure))]
+    #[expect(clippy::too_many_arguments, reason = "they mirror the keywords of the Python class")]
+    fn new(
+        targets: Vec<String>,
+        namespace: String,
+        policy: &str,
+        timeout: Option<f64>,
+        item_timeout: Option<f64>,
+        instance_timeout: f64,
+        retries: u32,
+        stream_window: u32,
+        link_window: u32,
+        ping_interval: f64,
+        ping_timeout: f64,
+        slow_consumer_timeout: Option<f64>,
+        max_message_bytes: usize,
+        token: Option<String>,
+        insecure: bool,
+    ) -> PyResult<Self> {
+        let policy = match policy {
+            "p2c" => Policy::PowerOfTwo,
+            "round_robin" => Policy::RoundRobin,
+            other => {
+                let message = format!("policy must be \"p2c\" or \"round_robin\", not {other:?}");
+                return Err(PyValueError::new_err(message));
+            }
+        };
+        let config = RouterConfig {
+            namespace,
+            policy,
+            timeout: optional_seconds("timeout", timeout)?,
+            item_timeout: optional_seconds("item_timeout", item_timeout)?,
+            instance_timeout: seconds("instance_timeout", instance_timeout)?,
+            retries,
+            stream_window,
+            link_window,
+            ping_interval: seconds("ping_interval", ping_interval)?,
+            ping_timeout: seconds("ping_timeout", ping_timeout)?,
+            slow_consumer_timeout: optional_seconds("slow_consumer_timeout", slow_consumer_timeout)?,
+            max_message_bytes,
+            token,
+            insecure,
+        };
+        config.check().map_err(|error| start_error(&error))?;
+        let targets = targets
+            .iter()
+            .map(|target| {
+                let address: Address = target.parse()?;
+                address.check(insecure)?;
+                Ok(address)
+            })
+            .collect::<Result<Vec<_>, headrace::address::AddressError>>()
+            .map_err(|error| start_error(&error.into()))?;
+        Ok(Self { targets, config })
+    }
+}
+
+/// The core's router, closed with its loop.
+#[derive(Debug)]
+struct Owned(ForkSafe<Mutex<Option<CoreRouter>>>);
+
+impl Closes for Owned {
+    fn close(&self) {
+        let router = self.0.lock().take();
+        if let Some(router) = router {
+            router.close();
+        }
+    }
+}
+
+/// A router on one event loop.
+#[pyclass(frozen, module = "headrace._headrace")]
+#[derive(Debug)]
+pub(crate) struct Router {
+    hub: Arc<Hub>,
+    owned: Arc<Owned>,
+}
+
+#[pymethods]
+impl Router {
+    #[new]
+    fn new(py: Python<'_>, settings: &RouterSettings, hub: &LoopHub) -> PyResult<Self> {
+        let hub = Arc::clone(hub.hub());
+        hub.check()?;
+        let driver = Arc::new(HubDriver(Arc::clone(&hub)));
+        let router = CoreRouter::new(&settings.targets, settings.config.clone(), handle(py)?, driver)
+            .map_err(|error| start_error(&error))?;
+        let owned = Arc::new(Owned(ForkSafe::new(Mutex::new(Some(router)))));
+        let weak = Arc::downgrade(&owned);
+        hub.close_with_loop(weak);
+        Ok(Self { hub, owned })
+    }
+
+    /// A call with these options; nothing is sent before it is awaited.
+    #[pyo3(signature = (request, codec, endpoint, timeout, item_timeout, metadata, instance, request_id,
+        traceparent, single))]
+    #[expect(clippy::too_many_arguments, reason = "they mirror the keywords of the Python method")]
+    fn call(
+        &self,
+        request: &Bound<'_, PyAny>,
+        codec: Py<Codec>,
+        endpoint: Option<String>,
+        timeout: Option<f64>,
+        item_timeout: Option<f64>,
+        metadata: Option<Vec<(String, String)>>,
+        instance: Option<String>,
+        request_id: Option<String>,
+        traceparent: Option<String>,
+        single: bool,
+    ) -> PyResult<Call> {
+        let py = request.py();
+        check_process(py)?;
+        self.hub.check()?;
+        let encoded = codec.get().encode(request)?;
+        let payload = Item { encoding: encoded.encoding, payload: own(&self.hub, &encoded.bytes) };
+        let mut options = CallOptions::new(payload);
+        options.endpoint = endpoint.unwrap_or_default();
+        options.timeout = optional_seconds("timeout", timeout)?;
+        options.item_timeout = optional_seconds("item_timeout", item_timeout)?;
+        options.metadata = metadata.unwrap_or_default();
+        options.instance = instance.unwrap_or_default();
+        options.request_id = request_id.unwrap_or_default();
+        options.traceparent = traceparent.unwrap_or_default();
+        options.single = single;
+        let request_id = options.request_id.clone();
+        let call = self.with(py, |router| router.call(options))?;
+        Call::new(py, Arc::clone(&self.hub), codec, request_id, call, single)
+    }
+
+    /// What is known of each instance, as dictionaries.
+    fn instances<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        let list = PyList::empty(py);
+        for info in self.with(py, CoreRouter::instances)? {
+            let entry = PyDict::new(py);
+            entry.set_item("address", info.address)?;
+            entry.set_item("instance_id", info.instance_id)?;
+            let state = match info.state {
+                InstanceState::Up => "up",
+                InstanceState::Draining => "draining",
+                _ => "down",
+            };
+            entry.set_item("state", state)?;
+            entry.set_item("endpoints", info.endpoints)?;
+            entry.set_item("in_flight", info.in_flight)?;
+            entry.set_item("last_error", info.last_error)?;
+            list.append(entry)?;
+        }
+        Ok(list)
+    }
+
+    /// A future that says whether `count` instances took requests within `timeout` seconds.
+    fn wait_for_instances<'py>(&self, py: Python<'py>, count: usize, timeout: f64) -> PyResult<Bound<'py, PyAny>> {
+        self.hub.check()?;
+        let router = self.with(py, Clone::clone)?;
+        let timeout = seconds("timeout", timeout)?;
+        let event_loop = self.hub.event_loop(py)?;
+        cold(&event_loop, &self.hub, async move { Ok(router.wait_for_instances(count, timeout).await) })
+    }
+
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let stats = self.with(py, CoreRouter::stats).unwrap_or_default();
+        let dict = PyDict::new(py);
+        dict.set_item("links", stats.links)?;
+        dict.set_item("streams", stats.streams)?;
+        dict.set_item("in_flight", stats.in_flight)?;
+        dict.set_item("calls_total", stats.calls_total)?;
+        dict.set_item("retries_total", stats.retries_total)?;
+        Ok(dict)
+    }
+
+    /// Closes every link. Streams that are open fail, calls that wait too.
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        check_process(py)?;
+        self.owned.close();
+        self.hub.settle(py)
+    }
+}
+
+impl Router {
+    fn with<T>(&self, py: Python<'_>, look: impl FnOnce(&CoreRouter) -> T) -> PyResult<T> {
+        check_process(py)?;
+        match &*self.owned.0.lock() {
+            Some(router) => Ok(look(router)),
+            None => Err(pyo3::exceptions::PyRuntimeError::new_err("the router is closed")),
+        }
+    }
+}

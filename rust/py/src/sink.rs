@@ -1,0 +1,412 @@
+//! Where an engine's items go, and the context that the engine sees. Items are encoded the moment they are
+//! pushed and lie in the link's outbound buffer when `push` returns, so the engine may reuse what it yielded.
+
+use std::sync::Arc;
+use std::task::{Poll, Waker};
+use std::time::{Duration, Instant};
+
+use headrace::engine::{Control, PushError};
+use headrace::wire::body::{Fault, FaultCode};
+use headrace::wire::limits::REFERENCE_BYTES_MIN;
+use headrace::wire::outbound::Pushed;
+use headrace::{Request, Responder};
+use parking_lot::Mutex;
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use crate::bridge::hub::Hub;
+use crate::bridge::parking::{Parked, Parking, calling};
+use crate::bridge::waiter::{Turn, Waiter};
+use crate::errors::{item_too_large, stream_killed};
+use crate::ffi::ForkSafe;
+use crate::payload::{Codec, share};
+
+/// Items pushed before the loop gets a turn.
+const BURST_ITEMS_MAX: u32 = 64;
+/// Items that follow each other this closely get as long together before the loop gets a turn.
+const BURST_TIME_MAX: Duration = Duration::from_micros(100);
+/// The same for items that come slowly, from an engine that computes without ever awaiting.
+const SLOW_BURST_TIME_MAX: Duration = Duration::from_millis(10);
+
+#[derive(Debug)]
+struct Burst {
+    items: u32,
+    turn: u64,
+    began: Instant,
+    last: Instant,
+}
+
+/// What an engine may know of its request.
+#[derive(Debug)]
+struct Facts {
+    id: String,
+    endpoint: Arc<str>,
+    metadata: Vec<(String, String)>,
+    traceparent: String,
+    instance_id: Arc<str>,
+    client_id: String,
+}
+
+/// The state that a sink and its context share.
+#[derive(Debug)]
+struct Shared {
+    hub: Arc<Hub>,
+    control: ForkSafe<Control>,
+    facts: Facts,
+    /// Those who await `ctx.stopped()`.
+    stop_waiters: Mutex<Vec<Py<Waiter>>>,
+}
+
+/// Where one request's items go.
+#[pyclass(frozen, module = "headrace._headrace")]
+#[derive(Debug)]
+pub(crate) struct Sink {
+    codec: Py<Codec>,
+    shared: Arc<Shared>,
+    responder: ForkSafe<Mutex<Option<Responder>>>,
+    parking: Mutex<Option<Parking>>,
+    burst: Mutex<Burst>,
+    /// The waker that STOP and KILL wake, and its slot.
+    watch: Mutex<Option<(Waker, Parked)>>,
+    /// Cancels the engine's task.
+    cancel: Mutex<Option<Py<PyAny>>>,
+}
+
+impl Sink {
+    pub(crate) fn new(
+        hub: Arc<Hub>,
+        codec: Py<Codec>,
+        instance_id: Arc<str>,
+        request: Request,
+        responder: Responder,
+    ) -> Self {
+        let Request { id, endpoint, metadata, traceparent, client_id, .. } = request;
+        let facts = Facts { id, endpoint, metadata, traceparent, instance_id, client_id };
+        let now = Instant::now();
+        let burst = Burst { items: 0, turn: hub.turn(), began: now, last: now };
+        let control = ForkSafe::new(responder.control());
+        Self {
+            codec,
+            shared: Arc::new(Shared { hub, control, facts, stop_waiters: Mutex::default() }),
+            responder: ForkSafe::new(Mutex::new(Some(responder))),
+            parking: Mutex::new(None),
+            burst: Mutex::new(burst),
+            watch: Mutex::new(None),
+            cancel: Mutex::new(None),
+        }
+    }
+
+    /// Has STOP and KILL call [`Self::_signalled`].
+    pub(crate) fn watch(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let py = slf.py();
+        let this = slf.get();
+        let signalled = slf.getattr(pyo3::intern!(py, "_signalled"))?.unbind();
+        let (waker, slot) = calling(&this.shared.hub, signalled);
+        this.shared.control.watch(waker.clone());
+        *this.watch.lock() = Some((waker, slot));
+        Ok(())
+    }
+
+    fn push_encoded(&self, object: &Bound<'_, PyAny>) -> PyResult<Pushed> {
+        let py = object.py();
+        let encoded = self.codec.get().encode(object)?;
+        let pushed = {
+            let responder = self.responder.lock();
+            let Some(responder) = &*responder else { return Err(stream_killed(py)) };
+            let bytes = encoded.bytes.as_bytes();
+            if bytes.len() < REFERENCE_BYTES_MIN {
+                responder.push(encoded.encoding, bytes)
+            } else {
+                responder.push_shared(encoded.encoding, share(&self.shared.hub, &encoded.bytes))
+            }
+        };
+        self.shared.hub.settle(py)?;
+        match pushed {
+            Ok(pushed) => Ok(pushed),
+            Err(PushError::TooLarge { limit, actual }) => Err(item_too_large(py, limit, actual)),
+            Err(_) => Err(stream_killed(py)),
+        }
+    }
+
+    /// Whether the loop should have a turn before the next item.
+    fn wants_turn(&self) -> bool {
+        let mut burst = self.burst.lock();
+        let turn = self.shared.hub.turn();
+        burst.items += 1;
+        if burst.items < BURST_ITEMS_MAX && burst.items % 8 != 1 {
+            // The clock is read for the first of every eight.
+            return false;
+        }
+        let now = Instant::now();
+        let gap = now - burst.last;
+        burst.last = now;
+        if turn != burst.turn {
+            *burst = Burst { items: 1, turn, began: now, last: now };
+            return false;
+        }
+        let limit = if gap < BURST_TIME_MAX { BURST_TIME_MAX } else { SLOW_BURST_TIME_MAX };
+        if burst.items >= BURST_ITEMS_MAX || now - burst.began >= limit {
+            *burst = Burst { items: 0, turn, began: now, last: now };
+            return true;
+        }
+        false
+    }
+
+    /// Answers with an exception that no pump caught.
+    pub(crate) fn fail_with(&self, py: Python<'_>, error: &PyErr) -> PyResult<()> {
+        let kind = error.get_type(py).name()?.to_string();
+        self.fail(py, "engine", &kind, &error.value(py).to_string(), "")
+    }
+
+    /// Forgets everything that refers back to the engine's task.
+    fn release(&self) {
+        let (watch, cancel, parking) =
+            (self.watch.lock().take(), self.cancel.lock().take(), self.parking.lock().take());
+        drop((watch, cancel, parking));
+    }
+
+    fn finish_responder(&self, py: Python<'_>, finish: impl FnOnce(Responder)) -> PyResult<()> {
+        let responder = self.responder.lock().take();
+        if let Some(responder) = responder {
+            finish(responder);
+        }
+        self.release();
+        self.shared.hub.settle(py)
+    }
+}
+
+#[pymethods]
+impl Sink {
+    /// Pushes an item. Returns `None`, or something to await before the next: credit, or the loop's turn.
+    fn push(&self, object: &Bound<'_, PyAny>) -> PyResult<Option<Py<PyAny>>> {
+        let py = object.py();
+        match self.push_encoded(object)? {
+            Pushed::Waiting => self.await_drained(py),
+            Pushed::Buffered if self.wants_turn() => Ok(Some(Py::new(py, Turn::default())?.into_any())),
+            Pushed::Buffered => Ok(None),
+        }
+    }
+
+    /// Pushes an item from an engine's own thread, waiting there for credit.
+    fn push_blocking(&self, object: &Bound<'_, PyAny>) -> PyResult<()> {
+        if self.push_encoded(object)? == Pushed::Waiting {
+            object.py().detach(|| self.wait_drained());
+        }
+        Ok(())
+    }
+
+    /// Ends the stream cleanly.
+    fn finish(&self, py: Python<'_>) -> PyResult<()> {
+        self.finish_responder(py, Responder::finish)
+    }
+
+    /// Pushes the last item and ends the stream.
+    fn finish_with(&self, object: &Bound<'_, PyAny>) -> PyResult<()> {
+        self.push_encoded(object)?;
+        self.finish(object.py())
+    }
+
+    /// Says that the engine has returned its stream.
+    fn open(&self, py: Python<'_>) -> PyResult<()> {
+        if let Some(responder) = &*self.responder.lock() {
+            responder.open();
+        }
+        self.shared.hub.settle(py)
+    }
+
+    /// Ends the stream with the engine's failure.
+    #[pyo3(signature = (code, kind, message, traceback=""))]
+    fn fail(&self, py: Python<'_>, code: &str, kind: &str, message: &str, traceback: &str) -> PyResult<()> {
+        let code = match code {
+            "encode" => FaultCode::Encode,
+            "too_large" => FaultCode::TooLarge,
+            "shutdown" => FaultCode::Shutdown,
+            _ => FaultCode::Engine,
+        };
+        let fault = Fault {
+            code,
+            kind: kind.to_owned(),
+            message: message.to_owned(),
+            traceback: traceback.to_owned(),
+        };
+        self.finish_responder(py, |responder| responder.fail(fault))
+    }
+
+    /// Takes what cancels the engine's task; it is called at once if nobody wants the answer any more.
+    fn bind(&self, py: Python<'_>, cancel: Py<PyAny>) -> PyResult<()> {
+        if self.shared.control.is_killed() {
+            cancel.call0(py)?;
+        } else {
+            *self.cancel.lock() = Some(cancel);
+        }
+        Ok(())
+    }
+
+    /// STOP or KILL came.
+    fn _signalled(&self, py: Python<'_>) -> PyResult<()> {
+        let killed = self.shared.control.is_killed();
+        if !killed && let Some((waker, _)) = &*self.watch.lock() {
+            self.shared.control.watch(waker.clone());
+        }
+        // Looked at again: KILL may have come before the waker was back in place.
+        if self.shared.control.is_killed() {
+            let cancel = self.cancel.lock().take();
+            if let Some(cancel) = cancel {
+                cancel.call0(py)?;
+            }
+        }
+        if self.shared.control.is_stopped() {
+            self.shared.wake_stopped(py)?;
+        }
+        Ok(())
+    }
+
+    #[getter]
+    fn is_killed(&self) -> bool {
+        self.shared.control.is_killed()
+    }
+
+    #[getter]
+    fn is_stopped(&self) -> bool {
+        self.shared.control.is_stopped()
+    }
+
+    /// The context that the engine is given.
+    fn context(&self) -> Context {
+        Context { shared: Arc::clone(&self.shared) }
+    }
+}
+
+impl Sink {
+    /// What the pump awaits until its items have found their place; nothing if they have already.
+    fn await_drained(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+        let mut parking = self.parking.lock();
+        let place = match &mut *parking {
+            Some(place) => place,
+            none => none.insert(Parking::new(py, &self.shared.hub)?),
+        };
+        let waiter = place.arm(py);
+        let cx = std::task::Context::from_waker(place.waker());
+        let waits = matches!(&*self.responder.lock(), Some(responder) if responder.poll_drained(&cx).is_pending());
+        Ok(waits.then_some(waiter))
+    }
+
+    fn wait_drained(&self) {
+        struct Unpark(std::thread::Thread);
+        impl std::task::Wake for Unpark {
+            fn wake(self: Arc<Self>) {
+                self.0.unpark();
+            }
+        }
+        let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+        loop {
+            let ready = match &*self.responder.lock() {
+                Some(responder) => responder.poll_drained(&std::task::Context::from_waker(&waker)),
+                None => Poll::Ready(()),
+            };
+            if ready.is_ready() {
+                return;
+            }
+            std::thread::park();
+        }
+    }
+}
+
+/// What an engine is given beside the request.
+#[pyclass(frozen, weakref, module = "headrace")]
+#[derive(Debug)]
+pub(crate) struct Context {
+    shared: Arc<Shared>,
+}
+
+#[pymethods]
+impl Context {
+    /// The caller's request id.
+    #[getter]
+    fn id(&self) -> &str {
+        &self.shared.facts.id
+    }
+
+    /// The endpoint that the request came for.
+    #[getter]
+    fn endpoint(&self) -> &str {
+        &self.shared.facts.endpoint
+    }
+
+    /// The worker's identity.
+    #[getter]
+    fn instance_id(&self) -> &str {
+        &self.shared.facts.instance_id
+    }
+
+    /// The calling router's identity.
+    #[getter]
+    fn client_id(&self) -> &str {
+        &self.shared.facts.client_id
+    }
+
+    /// W3C trace context, or `None`.
+    #[getter]
+    fn traceparent(&self) -> Option<&str> {
+        Some(self.shared.facts.traceparent.as_str()).filter(|text| !text.is_empty())
+    }
+
+    /// The caller's metadata.
+    #[getter]
+    fn metadata<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let dict = PyDict::new(py);
+        for (key, value) in &self.shared.facts.metadata {
+            dict.set_item(key, value)?;
+        }
+        Ok(dict)
+    }
+
+    /// Whether the caller, or the engine itself, asked to finish.
+    #[getter]
+    fn is_stopped(&self) -> bool {
+        self.shared.control.is_stopped()
+    }
+
+    /// Whether nobody wants the answer any more.
+    #[getter]
+    fn is_killed(&self) -> bool {
+        self.shared.control.is_killed()
+    }
+
+    /// Seconds until the caller's deadline; `None` without one.
+    fn remaining(&self) -> Option<f64> {
+        self.shared.control.remaining().map(|left| left.as_secs_f64())
+    }
+
+    /// The engine asks itself to finish: the stream ends as stopped.
+    fn stop_generating(&self, py: Python<'_>) -> PyResult<()> {
+        self.shared.control.stop_generating();
+        if self.shared.hub.is_loop_thread() { self.shared.wake_stopped(py) } else { Ok(()) }
+    }
+
+    /// An awaitable that is done when the stream is stopped or killed.
+    fn stopped<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        self.shared.hub.check()?;
+        let waiter = Bound::new(py, Waiter::new(Arc::clone(&self.shared.hub)))?;
+        if self.shared.control.is_stopped() {
+            Waiter::complete(&waiter)?;
+        } else {
+            self.shared.stop_waiters.lock().push(waiter.clone().unbind());
+        }
+        Ok(waiter.into_any())
+    }
+
+    fn __repr__(&self) -> String {
+        format!("<headrace.Context id={:?} endpoint={:?}>", self.shared.facts.id, self.shared.facts.endpoint)
+    }
+}
+
+impl Shared {
+    fn wake_stopped(&self, py: Python<'_>) -> PyResult<()> {
+        let waiters = std::mem::take(&mut *self.stop_waiters.lock());
+        for waiter in waiters {
+            Waiter::complete_soon(waiter.bind(py))?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,294 @@
+//! `Worker`, the engines behind it and the sink that their items go into.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use headrace::wire::body::{Fault, FaultCode};
+use headrace::{Address, Engine, Request, Responder, StartError, Worker as CoreWorker, WorkerConfig};
+use parking_lot::Mutex;
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList};
+
+use crate::bridge::hub::{Closes, Event, Hub, HubDriver, LoopHub, Slot, Target};
+use crate::errors::start_error;
+use crate::ffi::ForkSafe;
+use crate::payload::Codec;
+use crate::router::seconds;
+use crate::runtime::{check_process, cold, handle};
+use crate::sink::Sink;
+
+/// What the Python side gives for one endpoint.
+#[pyclass(frozen, module = "headrace._headrace")]
+#[derive(Debug)]
+pub(crate) struct EngineSlot {
+    /// `(request, sink)`: begins to answer.
+    start: Py<PyAny>,
+    codec: Py<Codec>,
+    instance_id: Mutex<Arc<str>>,
+    hub: Mutex<Option<Arc<Hub>>>,
+}
+
+#[pymethods]
+impl EngineSlot {
+    #[new]
+    fn new(start: Py<PyAny>, codec: Py<Codec>) -> Self {
+        Self { start, codec, instance_id: Mutex::new("".into()), hub: Mutex::new(None) }
+    }
+}
+
+/// An engine as the core sees it: a slot of a hub. It never touches Python.
+#[derive(Debug)]
+struct LoopEngine {
+    hub: Arc<Hub>,
+    slot: Slot,
+}
+
+impl Engine for LoopEngine {
+    fn start(&self, request: Request, responder: Responder) {
+        if self.hub.is_closed() {
+            return responder.fail(shut_down());
+        }
+        self.hub.push(Event::Start(self.slot, Box::new((request, responder))));
+    }
+}
+
+fn shut_down() -> Fault {
+    Fault {
+        code: FaultCode::Shutdown,
+        kind: String::new(),
+        message: "the worker's event loop has ended".to_owned(),
+        traceback: String::new(),
+    }
+}
+
+/// Begins a request on the loop's thread.
+pub(crate) fn start(engine: &Bound<'_, EngineSlot>, (request, responder): (Request, Responder)) -> PyResult<()> {
+    let py = engine.py();
+    let slot = engine.get();
+    if responder.is_killed() {
+        return Ok(());
+    }
+    let payload = match slot.codec.get().decode(py, &request.payload) {
+        Ok(payload) => payload,
+        Err(error) => {
+            responder.fail(Fault {
+                code: FaultCode::Decode,
+                kind: error.get_type(py).name()?.to_string(),
+                message: format!("the request cannot be decoded: {}", error.value(py)),
+                traceback: String::new(),
+            });
+            return Ok(());
+        }
+    };
+    let Some(hub) = slot.hub.lock().clone() else { return Ok(()) };
+    let instance_id = Arc::clone(&slot.instance_id.lock());
+    let sink = Bound::new(py, Sink::new(hub, slot.codec.clone_ref(py), instance_id, request, responder))?;
+    Sink::watch(&sink)?;
+    slot.start.call1(py, (payload, &sink)).map(drop).or_else(|error| sink.get().fail_with(py, &error))
+}
+
+/// A worker's settings, checked.
+#[pyclass(frozen, module = "headrace._headrace")]
+#[derive(Debug)]
+pub(crate) struct WorkerSettings {
+    address: Address,
+    config: WorkerConfig,
+}
+
+#[pymethods]
+impl WorkerSettings {
+    #[new]
+    #[pyo3(signature = (address, *, namespace, concurrency, queue, drain_timeout, ping_interval, ping_timeout,
+        max_message_bytes, streams_per_link, token, insecure))]
+    #[expect(clippy::too_many_arguments, reason = "they mirror the keywords of `serve`")]
+    fn new(
+        address: &str,
+        namespace: String,
+        concurrency: usize,
+        queue: usize,
+        drain_timeout: f64,
+        ping_interval: f64,
+        ping_timeout: f64,
+        max_message_bytes: usize,
+        streams_per_link: u32,
+        token: Option<String>,
+        insecure: bool,
+    ) -> PyResult<Self> {
+        let config = WorkerConfig {
+            namespace,
+            concurrency,
+            queue,
+            drain_timeout: seconds("drain_timeout", drain_timeout)?,
+            ping_interval: seconds("ping_interval", ping_interval)?,
+            ping_timeout: seconds("ping_timeout", ping_timeout)?,
+            max_message_bytes,
+            streams_per_link,
+            token,
+            insecure,
+        };
+        config.check().map_err(|error| start_error(&error))?;
+        let address: Address = address.parse().map_err(|error: headrace::address::AddressError| start_error(&error.into()))?;
+        address.check(insecure).map_err(|error| start_error(&error.into()))?;
+        Ok(Self { address, config })
+    }
+}
+
+#[derive(Debug)]
+struct Owned {
+    worker: ForkSafe<CoreWorker>,
+    hub: Arc<Hub>,
+    slots: Vec<Slot>,
+    closed: AtomicU64,
+}
+
+impl Closes for Owned {
+    fn close(&self) {
+        self.worker.close();
+        if self.closed.swap(1, Ordering::Relaxed) == 0 {
+            self.slots.iter().for_each(|slot| self.hub.remove_target(*slot));
+        }
+    }
+}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        if !crate::runtime::is_forked() {
+            Closes::close(self);
+        }
+    }
+}
+
+/// A listening worker.
+#[pyclass(frozen, module = "headrace._headrace")]
+#[derive(Debug)]
+pub(crate) struct Worker {
+    owned: Arc<Owned>,
+}
+
+/// A worker that has been bound, or not: made into Python on the loop's thread.
+struct Bind {
+    result: Result<CoreWorker, StartError>,
+    hub: Arc<Hub>,
+    slots: Vec<Slot>,
+    engines: Vec<Py<EngineSlot>>,
+}
+
+impl<'py> IntoPyObject<'py> for Bind {
+    type Target = Worker;
+    type Output = Bound<'py, Worker>;
+    type Error = PyErr;
+
+    fn into_pyobject(self, py: Python<'py>) -> PyResult<Self::Output> {
+        let Self { result, hub, slots, engines } = self;
+        let worker = match result {
+            Ok(worker) => worker,
+            Err(error) => {
+                slots.iter().for_each(|slot| hub.remove_target(*slot));
+                return Err(start_error(&error));
+            }
+        };
+        for engine in engines {
+            *engine.get().instance_id.lock() = worker.instance_id().into();
+        }
+        let closed = AtomicU64::new(0);
+        let owned = Arc::new(Owned { worker: ForkSafe::new(worker), hub: Arc::clone(&hub), slots, closed });
+        let weak = Arc::downgrade(&owned);
+        hub.close_with_loop(weak);
+        Bound::new(py, Worker { owned })
+    }
+}
+
+/// A future with a worker that listens.
+#[pyfunction]
+pub(crate) fn bind<'py>(
+    py: Python<'py>,
+    settings: &WorkerSettings,
+    engines: Vec<(String, Py<EngineSlot>)>,
+    hub: &LoopHub,
+) -> PyResult<Bound<'py, PyAny>> {
+    let hub = Arc::clone(hub.hub());
+    hub.check()?;
+    let runtime = handle(py)?;
+    let mut slots = Vec::new();
+    let mut served: Vec<(String, Arc<dyn Engine>)> = Vec::new();
+    let mut kept = Vec::new();
+    for (name, engine) in engines {
+        *engine.get().hub.lock() = Some(Arc::clone(&hub));
+        let slot = hub.add_target(Target::Engine(engine.clone_ref(py)));
+        slots.push(slot);
+        served.push((name, Arc::new(LoopEngine { hub: Arc::clone(&hub), slot })));
+        kept.push(engine);
+    }
+    let driver = Arc::new(HubDriver(Arc::clone(&hub)));
+    let (address, config) = (settings.address.clone(), settings.config.clone());
+    let event_loop = hub.event_loop(py)?;
+    let inner = Arc::clone(&hub);
+    cold(&event_loop, &hub, async move {
+        let result = CoreWorker::bind(&address, served, config, runtime, driver).await;
+        Ok(Bind { result, hub: inner, slots, engines: kept })
+    })
+}
+
+#[pymethods]
+impl Worker {
+    /// Where it listens.
+    #[getter]
+    fn address(&self) -> String {
+        self.owned.worker.address().to_string()
+    }
+
+    /// Its identity.
+    #[getter]
+    fn instance_id(&self) -> String {
+        self.owned.worker.instance_id().to_owned()
+    }
+
+    /// Names of its endpoints.
+    #[getter]
+    fn endpoints<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        PyList::new(py, self.owned.worker.endpoints())
+    }
+
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        check_process(py)?;
+        let stats = self.owned.worker.stats();
+        let dict = PyDict::new(py);
+        dict.set_item("running", stats.running)?;
+        dict.set_item("queued", stats.queued)?;
+        dict.set_item("links", stats.links)?;
+        dict.set_item("streams", stats.streams)?;
+        dict.set_item("accepted_total", stats.accepted_total)?;
+        dict.set_item("rejected_total", stats.rejected_total)?;
+        Ok(dict)
+    }
+
+    /// A future that is done when requests in flight have finished, or `timeout` seconds have passed, and
+    /// the worker is closed.
+    #[pyo3(signature = (timeout=None))]
+    fn drain<'py>(&self, py: Python<'py>, timeout: Option<f64>) -> PyResult<Bound<'py, PyAny>> {
+        check_process(py)?;
+        let timeout = timeout.map(|timeout| seconds("timeout", timeout)).transpose()?;
+        let worker = (*self.owned.worker).clone();
+        cold(&self.owned.hub.event_loop(py)?, &self.owned.hub, async move {
+            worker.drain(timeout).await;
+            Ok(())
+        })
+    }
+
+    /// Closes at once.
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        check_process(py)?;
+        Closes::close(&*self.owned);
+        self.owned.hub.settle(py)
+    }
+
+    /// A future that is done when the worker is closed.
+    fn wait_closed<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        check_process(py)?;
+        let worker = (*self.owned.worker).clone();
+        cold(&self.owned.hub.event_loop(py)?, &self.owned.hub, async move {
+            worker.wait_closed().await;
+            Ok(())
+        })
+    }
+}
