@@ -65,7 +65,7 @@ fn encode(criterion: &mut Criterion) {
                     let stream = 1 + index as u64 % streams;
                     black_box(out.item(stream, 1, black_box(TOKEN)).unwrap());
                     if (index + 1).is_multiple_of(per_write) {
-                        write(&mut out, |bytes| drop(black_box(bytes)));
+                        write(&mut out, |bytes| _ = black_box(bytes));
                     }
                 }
                 give_back(&mut out, &mut used, streams, ITEMS);
@@ -153,7 +153,7 @@ fn large(criterion: &mut Criterion) {
     group.bench_function("encode_by_reference", |bencher| {
         bencher.iter(|| {
             out.item_shared(1, 0, payload.clone()).unwrap();
-            write(&mut out, |bytes| drop(black_box(bytes)));
+            write(&mut out, |bytes| _ = black_box(bytes));
             out.granted(0, used).unwrap();
             out.granted(1, used).unwrap();
         });

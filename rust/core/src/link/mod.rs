@@ -334,8 +334,7 @@ impl Link {
             table.streams.insert(id, Arc::clone(&stream));
             stream
         };
-        let soonest = timing.deadline_ms.min(now_ms().saturating_add(timing.item_timeout_ms));
-        self.check_no_later_than(soonest);
+        self.check_no_later_than(timing.first_check_ms(now_ms()));
         self.write_or_plan(out);
         Ok(stream)
     }

@@ -95,6 +95,25 @@ pub(crate) struct Timing {
     pub(crate) slow_consumer_ms: u64,
 }
 
+impl Timing {
+    /// When a router's new stream must first be looked at.
+    pub(crate) const fn first_check_ms(&self, now: u64) -> u64 {
+        let item_ms = now.saturating_add(self.item_timeout_ms);
+        let slow_ms = now.saturating_add(self.slow_look_ms());
+        let soonest = if item_ms < slow_ms { item_ms } else { slow_ms };
+        if soonest < self.deadline_ms { soonest } else { self.deadline_ms }
+    }
+
+    /// Slowness is looked at four times within its timeout, so that it is kept to within a quarter.
+    const fn slow_look_ms(&self) -> u64 {
+        match self.slow_consumer_ms {
+            NEVER => NEVER,
+            0..4 => 1,
+            timeout => timeout / 4,
+        }
+    }
+}
+
 const STOPPED: u8 = 1;
 const KILLED: u8 = 2;
 
@@ -417,8 +436,8 @@ impl Stream {
             ring.stalled = (ring.taken, if full { now } else { NEVER });
         }
         let since = ring.stalled.1;
-        // Looked at four times within the timeout, so that it is kept to within a quarter.
-        (since != NEVER && now >= since.saturating_add(timeout), now.saturating_add((timeout / 4).max(1)))
+        let look_again = now.saturating_add(self.timing.slow_look_ms());
+        (since != NEVER && now >= since.saturating_add(timeout), look_again)
     }
 
     /// The link is gone: what did the caller lose?

