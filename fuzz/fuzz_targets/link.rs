@@ -3,8 +3,8 @@
 #![no_main]
 
 use headrace_wire::body::{
-    Goaway, Hello, Reject, RequestHead, Status, decode_accept, decode_credit, decode_end, decode_error, decode_kill,
-    decode_ping, decode_pong, decode_prologue,
+    Goaway, Hello, Reject, RequestHead, Status, decode_accept, decode_credit, decode_end, decode_error,
+    decode_kill, decode_ping, decode_pong, decode_prologue,
 };
 use headrace_wire::decoder::Decoder;
 use headrace_wire::error::DecodeError;

@@ -18,6 +18,7 @@ from typing import Any, cast
 
 from headrace import errors
 from headrace._headrace import Context, Sink
+from headrace.codec import Unencodable
 
 Start = Callable[[Any, Sink], None]
 """Begins to answer a request; returns at once."""
@@ -98,7 +99,6 @@ class Runner:
         self._expose_tracebacks = expose_tracebacks
         self._threads: _Threads | None = None
         kind = _call_kind(self._function)
-        self._tasks: set[asyncio.Task[None]] = set()
         if inspect.isasyncgenfunction(kind):
             self._run: Callable[[Any, Sink], Any] = self._run_async_generator
         elif inspect.iscoroutinefunction(kind):
@@ -115,10 +115,9 @@ class Runner:
         if self._threads is not None:
             self._threads.submit(request, sink)
             return
-        task = asyncio.get_running_loop().create_task(self._run(request, sink))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        sink.bind(task.cancel)
+        # The loop keeps only weak references to tasks; the sink, which its hub holds until the request
+        # has ended, keeps this one through what it is bound to.
+        sink.bind(asyncio.get_running_loop().create_task(self._run(request, sink)))
 
     def close(self) -> None:
         """Let the engine's threads end once they have nothing to do."""
@@ -190,6 +189,7 @@ class Runner:
         try:
             result = self._call(request, sink)
             if inspect.isgenerator(result):
+                sink.open()
                 for item in result:
                     sink.push_blocking(item)
                 sink.finish()
@@ -204,9 +204,14 @@ class Runner:
         if killed:
             sink.fail("engine", "Killed", "nobody reads any more")
         else:
-            code = {TypeError: "engine", errors.PayloadTooLarge: "too_large"}.get(type(error), "engine")
             text = "".join(traceback.format_exception(error)) if self._expose_tracebacks else ""
-            sink.fail(code, type(error).__name__, str(error), text)
+            match error:
+                case errors.PayloadTooLarge():
+                    sink.fail("too_large", f"{error.limit}/{error.actual}", str(error), text)
+                case Unencodable():
+                    sink.fail("encode", "TypeError", str(error), text)
+                case _:
+                    sink.fail("engine", type(error).__name__, str(error), text)
         if isinstance(error, asyncio.CancelledError) and killed:
             raise error
         if isinstance(error, KeyboardInterrupt | SystemExit):

@@ -25,6 +25,10 @@ _PLAIN_KINDS = frozenset("biufcSUV")
 """Kinds of element that are plain bytes. Objects, datetimes and structured types are not sent as arrays."""
 
 
+class Unencodable(TypeError):
+    """A value, or a part of it, is of a type that is not sent."""
+
+
 def encode_array(value: object) -> bytes | None:
     """Encode a numpy array: its element type, its shape, its data in C order.
 
@@ -42,7 +46,7 @@ def encode_array(value: object) -> bytes | None:
         return None
     array: Any = value
     if array.dtype.kind not in _PLAIN_KINDS or array.dtype.names is not None:
-        raise TypeError(f"an array of dtype {array.dtype} cannot be sent; convert it to numbers")
+        raise Unencodable(f"an array of dtype {array.dtype} cannot be sent; convert it to numbers")
     element = array.dtype.str.encode()
     header = bytearray([len(element)])
     header += element
@@ -75,6 +79,8 @@ def decode_array(payload: Any) -> Any:
         element = numpy.dtype(bytes(view[1 : 1 + length]).decode("ascii"))
         dimensions = view[1 + length]
         start = 2 + length
+        if start + 8 * dimensions > len(view):
+            raise ValueError("the array is malformed: its shape is cut off")
         shape = tuple(
             int.from_bytes(view[start + 8 * axis : start + 8 * axis + 8], "little")
             for axis in range(dimensions)
@@ -146,13 +152,13 @@ def encode(value: Any) -> bytes:
     try:
         return _encoder.encode(value)
     except RecursionError:
-        raise TypeError("the value is nested too deeply, or contains itself") from None
+        raise Unencodable("the value is nested too deeply, or contains itself") from None
     except Exception as error:
         found = _find_unsupported(value, "item")
         if found is None:
             raise
         path, kind = found
-        raise TypeError(
+        raise Unencodable(
             f"{path} of type {kind.__module__}.{kind.__qualname__} cannot be sent: {error}"
         ) from None
 

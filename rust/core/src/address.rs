@@ -89,8 +89,7 @@ impl Address {
     /// The name cannot be resolved, or leads off this machine. A Unix path resolves to nothing.
     pub fn resolve(&self, insecure: bool) -> Result<Vec<SocketAddr>, AddressError> {
         let Self::Tcp { host, port } = self else { return Ok(Vec::new()) };
-        let unresolved =
-            |reason: String| AddressError::Unresolved { address: self.to_string(), reason };
+        let unresolved = |reason: String| AddressError::Unresolved { address: self.to_string(), reason };
         let found: Vec<SocketAddr> = (host.as_str(), *port)
             .to_socket_addrs()
             .map_err(|error| unresolved(error.to_string()))?

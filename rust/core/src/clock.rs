@@ -5,6 +5,9 @@ use std::time::{Duration, Instant};
 
 static START: OnceLock<Instant> = OnceLock::new();
 
+/// Nanoseconds in a millisecond.
+pub(crate) const NS_PER_MS: u64 = 1_000_000;
+
 /// No instant: a deadline that never comes, a wait that has not begun.
 pub(crate) const NEVER: u64 = u64::MAX;
 

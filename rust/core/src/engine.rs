@@ -134,6 +134,32 @@ impl Responder {
         poll_fn(|cx| self.poll_drained(cx)).await;
     }
 
+    /// Pushes the last item and ends the stream cleanly, under one lock and in one write.
+    ///
+    /// # Errors
+    /// As [`Self::push`], with the responder, which has not ended then.
+    pub fn finish_with(mut self, encoding: u8, payload: &[u8]) -> Result<(), (PushError, Self)> {
+        if self.is_killed() {
+            return Err((PushError::Killed, self));
+        }
+        let (id, first) = (self.stream.id, !self.prologue_sent.swap(true, Ordering::Relaxed));
+        // The place is free before the caller can know, as in `end`.
+        self.permit = None;
+        let stopped = self.is_stopped();
+        let pushed = self.stream.link.send(|out| {
+            if first {
+                out.prologue(id, None);
+            }
+            out.item(id, encoding, payload).map(|_| out.finish(id, Finish::End { stopped }))
+        });
+        if let Err(error) = push_result(pushed) {
+            return Err((error, self));
+        }
+        self.finished = true;
+        self.stream.link.forget(id);
+        Ok(())
+    }
+
     /// Ends the stream cleanly.
     pub fn finish(mut self) {
         self.end(Finish::End { stopped: self.is_stopped() });
@@ -200,7 +226,7 @@ impl Drop for Responder {
     }
 }
 
-fn push_result(pushed: Result<Pushed, EncodeError>) -> Result<Pushed, PushError> {
+fn push_result<T>(pushed: Result<T, EncodeError>) -> Result<T, PushError> {
     pushed.map_err(|error| match error {
         EncodeError::PayloadTooLarge { limit, actual } => PushError::TooLarge { limit, actual },
         _ => PushError::Killed,

@@ -155,7 +155,10 @@ impl fmt::Display for CallErrorKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::CannotConnect { reason } => {
-                write!(f, "cannot connect to any worker: {reason}; check the addresses, or raise instance_timeout")
+                write!(
+                    f,
+                    "cannot connect to any worker: {reason}; check the addresses, or raise instance_timeout"
+                )
             }
             Self::NoInstances { waited, reason } => write!(
                 f,
@@ -163,14 +166,18 @@ impl fmt::Display for CallErrorKind {
                 waited.as_secs_f64()
             ),
             Self::NoSuchEndpoint { endpoint, available } if endpoint.is_empty() => {
-                write!(f, "endpoint= was left out and there is not exactly one; there are: {}", list(available))
+                write!(
+                    f,
+                    "endpoint= was left out and there is not exactly one; there are: {}",
+                    list(available)
+                )
             }
             Self::NoSuchEndpoint { endpoint, available } => {
                 write!(f, "no worker has endpoint {endpoint:?}; there are: {}", list(available))
             }
-            Self::NotUnary { items: 0 } => {
-                f.write_str("the engine ended without an item; call() wants exactly one, use generate() for streams")
-            }
+            Self::NotUnary { items: 0 } => f.write_str(
+                "the engine ended without an item; call() wants exactly one, use generate() for streams",
+            ),
             Self::NotUnary { .. } => f.write_str(
                 "the engine yielded more than one item; call() wants exactly one, use generate() for streams",
             ),
@@ -197,7 +204,7 @@ impl fmt::Display for CallErrorKind {
                 timeout.as_secs_f64()
             ),
             Self::PayloadTooLarge { limit, actual, setting, what } => {
-                write!(f, "{what} of {actual} exceeds the limit of {limit}; raise {setting}=")
+                write!(f, "{what}: {actual} exceeds the limit of {limit}; raise {setting}=")
             }
             Self::VersionMismatch { detail } => write!(f, "{detail}; upgrade the older side"),
             Self::Authentication { detail } => write!(f, "{detail}; check token="),

@@ -13,6 +13,8 @@
 //!
 //! The protocol itself is in `headrace_wire`, without I/O.
 
+#![forbid(unsafe_code)]
+
 pub mod address;
 pub mod budget;
 mod clock;
@@ -30,5 +32,7 @@ pub use self::config::{Policy, RouterConfig, WorkerConfig};
 pub use self::engine::{AsyncEngine, Engine, Request, Responder};
 pub use self::error::{CallError, CallErrorKind, Phase, StartError};
 pub use self::link::Item;
-pub use self::router::{Call, CallOptions, InstanceInfo, InstanceState, Ready, ResponseStream, Router, RouterStats};
+pub use self::router::{
+    Call, CallOptions, InstanceInfo, InstanceState, Ready, ResponseStream, Router, RouterStats,
+};
 pub use self::worker::{Worker, WorkerStats};

@@ -1,5 +1,8 @@
 //! Places, the queue, and what happens when both are full.
 
+// Engines are not inside a `#[test]`, so the lints take them for production code.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 mod support;
 
 use std::sync::Arc;

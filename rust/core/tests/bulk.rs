@@ -1,5 +1,8 @@
 //! Large messages, many streams, and readers that stop reading: who waits for whom, and who does not.
 
+// Helpers are not inside a `#[test]`, so the lints take them for production code.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 mod support;
 
 use std::time::Duration;

@@ -1,5 +1,8 @@
 //! What a caller sees of an engine, over TCP and over a Unix socket.
 
+// Engines are not inside a `#[test]`, so the lints take them for production code.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 mod support;
 
 use std::future::poll_fn;
@@ -31,7 +34,8 @@ async fn every_item_arrives_and_the_end_is_clean_over_tcp_and_unix() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_unary_call_wants_exactly_one_item() {
     let net = Net::start().await;
-    for (script, expected) in [("1 7 clean", Ok(7)), ("0 7 clean", Err(0)), ("2 7 clean", Err(2)), ("inf 7 clean", Err(2))]
+    for (script, expected) in
+        [("1 7 clean", Ok(7)), ("0 7 clean", Err(0)), ("2 7 clean", Err(2)), ("inf 7 clean", Err(2))]
     {
         let stream = net.open(script).await.unwrap();
         let found = guard(script, poll_fn(|cx| stream.poll_single(cx))).await;
@@ -163,7 +167,9 @@ async fn a_request_over_either_sides_limit_is_refused_with_nothing_written() {
         let result = guard("the call", net.router.call(call)).await;
         // A router's own limit is for what it receives; the worker's is for what it is sent.
         let error = result.unwrap_err();
-        let CallErrorKind::PayloadTooLarge { limit, actual, setting, .. } = error.kind else { panic!("{error}") };
+        let CallErrorKind::PayloadTooLarge { limit, actual, setting, .. } = error.kind else {
+            panic!("{error}")
+        };
         assert_eq!((limit, actual, setting), (small as u64, small as u64 + 1, "max_message_bytes"));
         assert_eq!(error.phase, Phase::Unsent);
         assert_eq!((net.worker.stats().accepted_total, net.worker.stats().rejected_total), (0, 0));

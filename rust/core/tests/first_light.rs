@@ -26,8 +26,9 @@ async fn three_items_then_a_clean_end() {
     let engine: Arc<dyn Engine> = Arc::new(AsyncEngine::new(runtime.clone(), count));
     let address: Address = "127.0.0.1:0".parse().unwrap();
     let engines = vec![("count".to_owned(), engine)];
-    let worker =
-        Worker::bind(&address, engines, WorkerConfig::default(), runtime.clone(), driver.clone()).await.unwrap();
+    let worker = Worker::bind(&address, engines, WorkerConfig::default(), runtime.clone(), driver.clone())
+        .await
+        .unwrap();
     let router =
         Router::new(&[worker.address().clone()], RouterConfig::default(), runtime.clone(), driver).unwrap();
     for n in [3_u8, 0, 200] {
@@ -41,6 +42,9 @@ async fn three_items_then_a_clean_end() {
         assert_eq!(items, n);
     }
     assert_eq!(worker.stats().running, 0);
-    assert_eq!(router.stats().streams, 0);
+    // The reader of the socket wakes the caller before it takes the stream out of its table.
+    while router.stats().streams > 0 {
+        tokio::task::yield_now().await;
+    }
     worker.drain(Some(Duration::from_secs(1))).await;
 }

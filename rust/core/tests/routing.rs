@@ -1,5 +1,8 @@
 //! Which worker gets a call, and what a caller learns when there is none for it.
 
+// Helpers are not inside a `#[test]`, so the lints take them for production code.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 mod support;
 
 use std::time::Duration;
@@ -7,11 +10,13 @@ use std::time::Duration;
 use headrace::wire::body::{Role, VERSION};
 use headrace::wire::kind::Kind;
 use headrace::{
-    Address, CallErrorKind, CallOptions, InstanceState, Phase, Policy, Router, RouterConfig, StartError, Worker,
-    WorkerConfig,
+    Address, CallErrorKind, CallOptions, InstanceState, Phase, Policy, Router, RouterConfig, StartError,
+    Worker, WorkerConfig,
 };
 use support::raw::{Raw, hello, listen};
-use support::{Running, collect, driver, eventually, guard, options, router_to, script, turn, worker, worker_at};
+use support::{
+    Running, collect, driver, eventually, guard, options, router_to, script, turn, worker, worker_at,
+};
 use tokio::runtime::Handle;
 
 const LONG: Duration = Duration::from_secs(10);

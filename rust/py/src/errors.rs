@@ -1,7 +1,6 @@
 //! Rust errors as Python exceptions: one place. The classes themselves are in `headrace/errors.py`; errors
 //! are cold, so they are looked up when raised.
 
-use headrace::wire::body::FaultCode;
 use headrace::{CallError, CallErrorKind, StartError};
 use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
@@ -77,7 +76,6 @@ fn class_of(kind: &CallErrorKind) -> &'static str {
         CallErrorKind::PayloadTooLarge { .. } => "PayloadTooLarge",
         CallErrorKind::VersionMismatch { .. } => "VersionMismatch",
         CallErrorKind::Authentication { .. } => "AuthenticationError",
-        CallErrorKind::Engine(fault) if fault.code == FaultCode::TooLarge => "EngineError",
         CallErrorKind::Engine(_) => "EngineError",
         _ => "HeadraceError",
     }

@@ -103,9 +103,13 @@ fn may_be_array(object: &Bound<'_, PyAny>) -> bool {
     !plain
 }
 
-/// The payload as something a decoder can read: copied when small, shared when large.
+/// What arrays rely on for their data; the data lie at a multiple of it within the payload.
+const ALIGNMENT: usize = 16;
+
+/// The payload as something a decoder can read: copied when small, shared when large. One that lies askew
+/// is copied too: it came among others in one frame of 64 KiB at most, and arrays want their data aligned.
 fn buffer<'py>(py: Python<'py>, payload: &Bytes) -> PyResult<Bound<'py, PyAny>> {
-    if payload.len() < REFERENCE_BYTES_MIN {
+    if payload.len() < REFERENCE_BYTES_MIN || !payload.as_ptr().addr().is_multiple_of(ALIGNMENT) {
         return Ok(PyBytes::new(py, payload).into_any());
     }
     Ok(Bound::new(py, ReceivedBuffer::new(payload.clone()))?.into_any())

@@ -16,6 +16,7 @@ use crate::bridge::waiter::already_awaited;
 use crate::errors::call_error;
 use crate::ffi::{ForkSafe, raise_stop_iteration};
 use crate::payload::Codec;
+use crate::router::RouterHandle;
 
 /// Ready items handed over before the loop gets a turn, so that a fast producer starves nobody.
 const READY_RUN_MAX: u32 = 64;
@@ -58,12 +59,20 @@ pub(crate) struct ResponseStream {
     codec: Py<Codec>,
     request_id: String,
     inner: ForkSafe<Mutex<Inner>>,
+    /// The router, which must not close while a stream of it is read.
+    _router: Arc<RouterHandle>,
 }
 
 impl ResponseStream {
-    fn new(hub: Arc<Hub>, codec: Py<Codec>, request_id: String, call: CoreCall) -> Self {
+    fn new(
+        hub: Arc<Hub>,
+        codec: Py<Codec>,
+        request_id: String,
+        call: CoreCall,
+        router: Arc<RouterHandle>,
+    ) -> Self {
         let inner = Inner { state: State::Opening(Box::new(call)), parking: None, ready_run: 0 };
-        Self { hub, codec, request_id, inner: ForkSafe::new(Mutex::new(inner)) }
+        Self { hub, codec, request_id, inner: ForkSafe::new(Mutex::new(inner)), _router: router }
     }
 
     /// Runs one step of whatever is awaited. `what` is polled with the stream once it is open.
@@ -77,7 +86,7 @@ impl ResponseStream {
         let Inner { state, parking, .. } = &mut *inner;
         let place = match parking {
             Some(place) => place,
-            none => none.insert(Parking::new(py, &self.hub)?),
+            none => none.insert(self.hub.parking(py)?),
         };
         if place.is_awaited() {
             return Err(already_awaited("this response"));
@@ -294,6 +303,10 @@ impl Drop for ResponseStream {
             // The KILL that this may send is flushed by the loop, which has to be told.
             self.kill_now();
             self.hub.flush_later();
+            let parking = self.inner.lock().parking.take();
+            if let Some(parking) = parking {
+                self.hub.recycle(parking);
+            }
         }
     }
 }
@@ -336,9 +349,10 @@ impl Call {
         codec: Py<Codec>,
         request_id: String,
         call: CoreCall,
+        router: Arc<RouterHandle>,
         single: bool,
     ) -> PyResult<Self> {
-        Ok(Self { stream: Py::new(py, ResponseStream::new(hub, codec, request_id, call))?, single })
+        Ok(Self { stream: Py::new(py, ResponseStream::new(hub, codec, request_id, call, router))?, single })
     }
 }
 

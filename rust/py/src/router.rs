@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use headrace::{Address, CallOptions, InstanceState, Item, Policy, Router as CoreRouter, RouterConfig};
 use parking_lot::Mutex;
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyOverflowError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
@@ -30,6 +30,27 @@ pub(crate) fn seconds(name: &str, value: f64) -> PyResult<Duration> {
         .map_err(|_| PyValueError::new_err(format!("{name} must be a number of seconds from 0 up, not {value}")))
 }
 
+/// A whole number that a setting holds, refusing what does not fit by the setting's name.
+pub(crate) fn whole<'py, T>(name: &str, value: &Bound<'py, PyAny>) -> PyResult<T>
+where
+    T: for<'a> FromPyObject<'a, 'py, Error = PyErr>,
+{
+    value.extract().map_err(|error: PyErr| {
+        if !error.is_instance_of::<PyOverflowError>(value.py()) {
+            return error;
+        }
+        PyValueError::new_err(format!("{name} must be a whole number from 0 up that is not too large, not {value}"))
+    })
+}
+
+/// A time that a call may take, if it is bounded; like a router's own, it is not zero.
+fn some_seconds(name: &str, value: Option<f64>) -> PyResult<Option<Duration>> {
+    match optional_seconds(name, value)? {
+        Some(Duration::ZERO) => Err(PyValueError::new_err(format!("{name} must be positive, not 0"))),
+        seconds => Ok(seconds),
+    }
+}
+
 fn optional_seconds(name: &str, value: Option<f64>) -> PyResult<Option<Duration>> {
     value.map(|value| seconds(name, value)).transpose()
 }
@@ -48,13 +69,13 @@ impl RouterSettings {
         timeout: Option<f64>,
         item_timeout: Option<f64>,
         instance_timeout: f64,
-        retries: u32,
-        stream_window: u32,
-        link_window: u32,
+        retries: &Bound<'_, PyAny>,
+        stream_window: &Bound<'_, PyAny>,
+        link_window: &Bound<'_, PyAny>,
         ping_interval: f64,
         ping_timeout: f64,
         slow_consumer_timeout: Option<f64>,
-        max_message_bytes: usize,
+        max_message_bytes: &Bound<'_, PyAny>,
         token: Option<String>,
         insecure: bool,
     ) -> PyResult<Self> {
@@ -72,13 +93,13 @@ impl RouterSettings {
             timeout: optional_seconds("timeout", timeout)?,
             item_timeout: optional_seconds("item_timeout", item_timeout)?,
             instance_timeout: seconds("instance_timeout", instance_timeout)?,
-            retries,
-            stream_window,
-            link_window,
+            retries: whole("retries", retries)?,
+            stream_window: whole("stream_window", stream_window)?,
+            link_window: whole("link_window", link_window)?,
             ping_interval: seconds("ping_interval", ping_interval)?,
             ping_timeout: seconds("ping_timeout", ping_timeout)?,
             slow_consumer_timeout: optional_seconds("slow_consumer_timeout", slow_consumer_timeout)?,
-            max_message_bytes,
+            max_message_bytes: whole("max_message_bytes", max_message_bytes)?,
             token,
             insecure,
         };
@@ -96,11 +117,11 @@ impl RouterSettings {
     }
 }
 
-/// The core's router, closed with its loop.
+/// The core's router, closed with its loop, or when neither a router object nor a stream of it is left.
 #[derive(Debug)]
-struct Owned(ForkSafe<Mutex<Option<CoreRouter>>>);
+pub(crate) struct RouterHandle(ForkSafe<Mutex<Option<CoreRouter>>>);
 
-impl Closes for Owned {
+impl Closes for RouterHandle {
     fn close(&self) {
         let router = self.0.lock().take();
         if let Some(router) = router {
@@ -114,7 +135,7 @@ impl Closes for Owned {
 #[derive(Debug)]
 pub(crate) struct Router {
     hub: Arc<Hub>,
-    owned: Arc<Owned>,
+    owned: Arc<RouterHandle>,
 }
 
 #[pymethods]
@@ -126,7 +147,7 @@ impl Router {
         let driver = Arc::new(HubDriver(Arc::clone(&hub)));
         let router = CoreRouter::new(&settings.targets, settings.config.clone(), handle(py)?, driver)
             .map_err(|error| start_error(&error))?;
-        let owned = Arc::new(Owned(ForkSafe::new(Mutex::new(Some(router)))));
+        let owned = Arc::new(RouterHandle(ForkSafe::new(Mutex::new(Some(router)))));
         let weak = Arc::downgrade(&owned);
         hub.close_with_loop(weak);
         Ok(Self { hub, owned })
@@ -156,8 +177,8 @@ impl Router {
         let payload = Item { encoding: encoded.encoding, payload: own(&self.hub, &encoded.bytes) };
         let mut options = CallOptions::new(payload);
         options.endpoint = endpoint.unwrap_or_default();
-        options.timeout = optional_seconds("timeout", timeout)?;
-        options.item_timeout = optional_seconds("item_timeout", item_timeout)?;
+        options.timeout = some_seconds("timeout", timeout)?;
+        options.item_timeout = some_seconds("item_timeout", item_timeout)?;
         options.metadata = metadata.unwrap_or_default();
         options.instance = instance.unwrap_or_default();
         options.request_id = request_id.unwrap_or_default();
@@ -165,7 +186,7 @@ impl Router {
         options.single = single;
         let request_id = options.request_id.clone();
         let call = self.with(py, |router| router.call(options))?;
-        Call::new(py, Arc::clone(&self.hub), codec, request_id, call, single)
+        Call::new(py, Arc::clone(&self.hub), codec, request_id, call, Arc::clone(&self.owned), single)
     }
 
     /// What is known of each instance, as dictionaries.

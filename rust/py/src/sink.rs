@@ -19,7 +19,7 @@ use crate::bridge::parking::{Parked, Parking, calling};
 use crate::bridge::waiter::{Turn, Waiter};
 use crate::errors::{item_too_large, stream_killed};
 use crate::ffi::ForkSafe;
-use crate::payload::{Codec, share};
+use crate::payload::{Codec, Encoded, share};
 
 /// Items pushed before the loop gets a turn.
 const BURST_ITEMS_MAX: u32 = 64;
@@ -68,8 +68,8 @@ pub(crate) struct Sink {
     burst: Mutex<Burst>,
     /// The waker that STOP and KILL wake, and its slot.
     watch: Mutex<Option<(Waker, Parked)>>,
-    /// Cancels the engine's task.
-    cancel: Mutex<Option<Py<PyAny>>>,
+    /// The engine's task, kept alive until the stream has ended, and whether it was cancelled.
+    task: Mutex<Option<(Py<PyAny>, bool)>>,
 }
 
 impl Sink {
@@ -92,7 +92,7 @@ impl Sink {
             parking: Mutex::new(None),
             burst: Mutex::new(burst),
             watch: Mutex::new(None),
-            cancel: Mutex::new(None),
+            task: Mutex::new(None),
         }
     }
 
@@ -107,9 +107,12 @@ impl Sink {
         Ok(())
     }
 
-    fn push_encoded(&self, object: &Bound<'_, PyAny>) -> PyResult<Pushed> {
-        let py = object.py();
-        let encoded = self.codec.get().encode(object)?;
+    fn encode_and_push(&self, object: &Bound<'_, PyAny>) -> PyResult<Pushed> {
+        self.push_encoded(&self.codec.get().encode(object)?)
+    }
+
+    fn push_encoded(&self, encoded: &Encoded<'_>) -> PyResult<Pushed> {
+        let py = encoded.bytes.py();
         let pushed = {
             let responder = self.responder.lock();
             let Some(responder) = &*responder else { return Err(stream_killed(py)) };
@@ -121,11 +124,7 @@ impl Sink {
             }
         };
         self.shared.hub.settle(py)?;
-        match pushed {
-            Ok(pushed) => Ok(pushed),
-            Err(PushError::TooLarge { limit, actual }) => Err(item_too_large(py, limit, actual)),
-            Err(_) => Err(stream_killed(py)),
-        }
+        pushed.map_err(|error| push_error(py, &error))
     }
 
     /// Whether the loop should have a turn before the next item.
@@ -160,9 +159,9 @@ impl Sink {
 
     /// Forgets everything that refers back to the engine's task.
     fn release(&self) {
-        let (watch, cancel, parking) =
-            (self.watch.lock().take(), self.cancel.lock().take(), self.parking.lock().take());
-        drop((watch, cancel, parking));
+        let (watch, task, parking) =
+            (self.watch.lock().take(), self.task.lock().take(), self.parking.lock().take());
+        drop((watch, task, parking));
     }
 
     fn finish_responder(&self, py: Python<'_>, finish: impl FnOnce(Responder)) -> PyResult<()> {
@@ -180,7 +179,7 @@ impl Sink {
     /// Pushes an item. Returns `None`, or something to await before the next: credit, or the loop's turn.
     fn push(&self, object: &Bound<'_, PyAny>) -> PyResult<Option<Py<PyAny>>> {
         let py = object.py();
-        match self.push_encoded(object)? {
+        match self.encode_and_push(object)? {
             Pushed::Waiting => self.await_drained(py),
             Pushed::Buffered if self.wants_turn() => Ok(Some(Py::new(py, Turn::default())?.into_any())),
             Pushed::Buffered => Ok(None),
@@ -189,7 +188,7 @@ impl Sink {
 
     /// Pushes an item from an engine's own thread, waiting there for credit.
     fn push_blocking(&self, object: &Bound<'_, PyAny>) -> PyResult<()> {
-        if self.push_encoded(object)? == Pushed::Waiting {
+        if self.encode_and_push(object)? == Pushed::Waiting {
             object.py().detach(|| self.wait_drained());
         }
         Ok(())
@@ -202,8 +201,25 @@ impl Sink {
 
     /// Pushes the last item and ends the stream.
     fn finish_with(&self, object: &Bound<'_, PyAny>) -> PyResult<()> {
-        self.push_encoded(object)?;
-        self.finish(object.py())
+        let py = object.py();
+        let encoded = self.codec.get().encode(object)?;
+        let bytes = encoded.bytes.as_bytes();
+        if bytes.len() >= REFERENCE_BYTES_MIN {
+            self.push_encoded(&encoded)?;
+            return self.finish(py);
+        }
+        let responder = self.responder.lock().take();
+        let Some(responder) = responder else { return Err(stream_killed(py)) };
+        match responder.finish_with(encoded.encoding, bytes) {
+            Ok(()) => {
+                self.release();
+                self.shared.hub.settle(py)
+            }
+            Err((error, responder)) => {
+                *self.responder.lock() = Some(responder);
+                Err(push_error(py, &error))
+            }
+        }
     }
 
     /// Says that the engine has returned its stream.
@@ -232,31 +248,32 @@ impl Sink {
         self.finish_responder(py, |responder| responder.fail(fault))
     }
 
-    /// Takes what cancels the engine's task; it is called at once if nobody wants the answer any more.
-    fn bind(&self, py: Python<'_>, cancel: Py<PyAny>) -> PyResult<()> {
-        if self.shared.control.is_killed() {
-            cancel.call0(py)?;
-        } else {
-            *self.cancel.lock() = Some(cancel);
-        }
-        Ok(())
+    /// Takes the engine's task; it is cancelled at once if nobody wants the answer any more.
+    fn bind(slf: &Bound<'_, Self>, task: Py<PyAny>) -> PyResult<()> {
+        let this = slf.get();
+        *this.task.lock() = Some((task, false));
+        if this.shared.control.is_killed() { Self::cancel_task(slf) } else { Ok(()) }
+    }
+
+    /// A cancelled task is done. One that was cancelled before its first step has run nothing that could
+    /// have ended the stream.
+    fn _task_done(&self, py: Python<'_>, _task: &Bound<'_, PyAny>) -> PyResult<()> {
+        self.fail(py, "engine", "Killed", "nobody reads any more", "")
     }
 
     /// STOP or KILL came.
-    fn _signalled(&self, py: Python<'_>) -> PyResult<()> {
-        let killed = self.shared.control.is_killed();
-        if !killed && let Some((waker, _)) = &*self.watch.lock() {
-            self.shared.control.watch(waker.clone());
+    fn _signalled(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let this = slf.get();
+        let killed = this.shared.control.is_killed();
+        if !killed && let Some((waker, _)) = &*this.watch.lock() {
+            this.shared.control.watch(waker.clone());
         }
         // Looked at again: KILL may have come before the waker was back in place.
-        if self.shared.control.is_killed() {
-            let cancel = self.cancel.lock().take();
-            if let Some(cancel) = cancel {
-                cancel.call0(py)?;
-            }
+        if this.shared.control.is_killed() {
+            Self::cancel_task(slf)?;
         }
-        if self.shared.control.is_stopped() {
-            self.shared.wake_stopped(py)?;
+        if this.shared.control.is_stopped() {
+            this.shared.wake_stopped(slf.py())?;
         }
         Ok(())
     }
@@ -278,6 +295,21 @@ impl Sink {
 }
 
 impl Sink {
+    /// Cancels the engine's task, once.
+    fn cancel_task(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let py = slf.py();
+        let task = match &mut *slf.get().task.lock() {
+            Some((task, cancelled @ false)) => {
+                *cancelled = true;
+                task.clone_ref(py)
+            }
+            _ => return Ok(()),
+        };
+        task.call_method0(py, pyo3::intern!(py, "cancel"))?;
+        let done = slf.getattr(pyo3::intern!(py, "_task_done"))?;
+        task.call_method1(py, pyo3::intern!(py, "add_done_callback"), (done,)).map(drop)
+    }
+
     /// What the pump awaits until its items have found their place; nothing if they have already.
     fn await_drained(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
         let mut parking = self.parking.lock();
@@ -309,6 +341,13 @@ impl Sink {
             }
             std::thread::park();
         }
+    }
+}
+
+fn push_error(py: Python<'_>, error: &PushError) -> PyErr {
+    match error {
+        PushError::TooLarge { limit, actual } => item_too_large(py, *limit, *actual),
+        _ => stream_killed(py),
     }
 }
 

@@ -13,7 +13,7 @@ use crate::bridge::hub::{Closes, Event, Hub, HubDriver, LoopHub, Slot, Target};
 use crate::errors::start_error;
 use crate::ffi::ForkSafe;
 use crate::payload::Codec;
-use crate::router::seconds;
+use crate::router::{seconds, whole};
 use crate::runtime::{check_process, cold, handle};
 use crate::sink::Sink;
 
@@ -104,25 +104,25 @@ impl WorkerSettings {
     fn new(
         address: &str,
         namespace: String,
-        concurrency: usize,
-        queue: usize,
+        concurrency: &Bound<'_, PyAny>,
+        queue: &Bound<'_, PyAny>,
         drain_timeout: f64,
         ping_interval: f64,
         ping_timeout: f64,
-        max_message_bytes: usize,
-        streams_per_link: u32,
+        max_message_bytes: &Bound<'_, PyAny>,
+        streams_per_link: &Bound<'_, PyAny>,
         token: Option<String>,
         insecure: bool,
     ) -> PyResult<Self> {
         let config = WorkerConfig {
             namespace,
-            concurrency,
-            queue,
+            concurrency: whole("concurrency", concurrency)?,
+            queue: whole("queue", queue)?,
             drain_timeout: seconds("drain_timeout", drain_timeout)?,
             ping_interval: seconds("ping_interval", ping_interval)?,
             ping_timeout: seconds("ping_timeout", ping_timeout)?,
-            max_message_bytes,
-            streams_per_link,
+            max_message_bytes: whole("max_message_bytes", max_message_bytes)?,
+            streams_per_link: whole("streams_per_link", streams_per_link)?,
             token,
             insecure,
         };

@@ -1,18 +1,18 @@
 //! Flow control by byte credits: what may be sent, and what to grant.
 //!
 //! A receiver's promise is one invariant: *credit that is granted but not used, plus bytes that are
-//! buffered and not taken, never exceed the window and one item that came in fragments*. Bytes of an item
-//! that is still arriving in fragments are neither: their credit goes back as they come, or an item larger
-//! than the window could never arrive. Once that item is taken, the sum is within the window again.
+//! buffered and not taken, never exceed the window and one item that comes or came in fragments*. What such
+//! an item still lacks is granted on top of the window when it begins, or an item larger than the window
+//! could never arrive. Once it is taken, the sum is within the window again.
 //!
 //! ```text
-//!  granted ──────────────────────────────▶   granted = received + window - buffered   (at most)
+//!  granted ──────────────────────────────▶   granted = received + window - buffered + expected   (at most)
 //!  received ───────────────▶ unused credit
 //!  taken ────────▶ buffered
 //! ```
 
 use crate::error::StreamError;
-use crate::limits::WINDOW_MAX;
+use crate::limits::{MESSAGE_MAX_DEFAULT, WINDOW_MAX};
 
 /// The sender's side of a window.
 #[derive(Clone, Copy, Debug)]
@@ -67,13 +67,14 @@ pub struct ReceiveWindow {
     window: u64,
     unused: u64,
     buffered: u64,
+    expected: u64,
 }
 
 impl ReceiveWindow {
     /// A window whose first credit the peer has been told.
     #[must_use]
     pub const fn new(window: u32) -> Self {
-        Self { window: window as u64, unused: window as u64, buffered: 0 }
+        Self { window: window as u64, unused: window as u64, buffered: 0, expected: 0 }
     }
 
     /// The size of the window in bytes.
@@ -103,7 +104,21 @@ impl ReceiveWindow {
             return Err(StreamError::CreditExceeded { sent: bytes, credit: self.unused });
         }
         self.unused -= bytes;
+        self.expected = self.expected.saturating_sub(bytes);
         Ok(())
+    }
+
+    /// An item has begun to arrive in fragments and this much of it is still to come: it is granted at once,
+    /// so that a large item crosses in one go instead of half a window at a time.
+    pub const fn expect(&mut self, bytes: u64) {
+        let most = MESSAGE_MAX_DEFAULT as u64;
+        self.expected = if bytes < most { bytes } else { most };
+    }
+
+    /// Bytes of the arriving item that are granted on top of the window.
+    #[must_use]
+    pub const fn expected(&self) -> u64 {
+        self.expected
     }
 
     /// Received bytes have become whole items and wait for the consumer.
@@ -120,7 +135,10 @@ impl ReceiveWindow {
     /// The credit to send now, if half a window or more has gathered. Small grants would cost a frame each
     /// and give nothing.
     pub const fn grant(&mut self) -> Option<u64> {
-        let wanted = self.window.saturating_sub(self.buffered);
+        let room = self.window.saturating_sub(self.buffered);
+        let wanted = if room > 0 { room + self.expected } else { 0 };
+        // A sender takes no more than this for sane.
+        let wanted = if wanted < WINDOW_MAX as u64 { wanted } else { WINDOW_MAX as u64 };
         let missing = wanted.saturating_sub(self.unused);
         if missing < self.window / 2 || missing == 0 {
             return None;
@@ -162,6 +180,37 @@ mod tests {
         assert_eq!(window.grant(), None);
         window.take(1000);
         assert_eq!(window.grant(), Some(1000));
+    }
+
+    #[test]
+    fn what_an_item_still_lacks_is_granted_when_it_begins_unless_nobody_reads() {
+        let mut window = ReceiveWindow::new(1000);
+        window.receive(500).unwrap();
+        window.expect(9500);
+        assert_eq!(window.grant(), Some(10_000));
+        window.receive(9500).unwrap();
+        window.buffer(10_000);
+        assert_eq!((window.unused(), window.expected(), window.grant()), (1000, 0, None));
+        window.receive(500).unwrap();
+        window.expect(9500);
+        assert_eq!(window.grant(), None, "the first item has not been taken");
+        window.take(10_000);
+        assert_eq!(window.grant(), Some(10_000));
+    }
+
+    #[test]
+    fn the_sum_of_grants_stays_below_what_a_sender_accepts() {
+        let mut receive = ReceiveWindow::new(WINDOW_MAX);
+        let mut send = SendWindow::new(WINDOW_MAX);
+        for bytes in [u64::from(WINDOW_MAX) / 2 + 1, 1] {
+            send.use_up(bytes);
+            receive.receive(bytes).unwrap();
+            receive.expect(1 << 40);
+            if let Some(granted) = receive.grant() {
+                send.grant(granted).unwrap();
+            }
+        }
+        assert_eq!(send.available(), receive.unused());
     }
 
     #[test]

@@ -167,5 +167,6 @@ mod tests {
         }
         assert!(count_items(&[]).is_err());
         assert!(count_items(&[0]).is_err());
+        assert!(count_items(&[0, 0]).is_err(), "an item has an encoding");
     }
 }

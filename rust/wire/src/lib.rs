@@ -11,9 +11,12 @@
 //! | [`stream`] | the receiving half of a stream: its states and its credit |
 //! | [`outbound`] | the sending half of a link: order, turns, credit, batching into one buffer |
 //! | [`credit`] | flow-control arithmetic |
+//! | [`spare`] | large buffers, used again |
 //! | [`error`] | what can be wrong |
 //!
 //! `docs/protocol.md` specifies the bytes well enough to write a client in another language.
+
+#![forbid(unsafe_code)]
 
 pub mod body;
 mod buffer;
@@ -26,4 +29,5 @@ mod half;
 pub mod kind;
 pub mod limits;
 pub mod outbound;
+pub mod spare;
 pub mod stream;

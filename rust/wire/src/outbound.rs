@@ -332,6 +332,8 @@ impl Outbound {
         let dropped = half.backlog.drain(..).filter(|waiting| matches!(waiting, Waiting::Message(_))).count();
         half.items -= dropped as u64;
         self.finish_now(stream, &Finish::Error(fault));
+        // As in `close`, others may have stood behind it.
+        self.fill();
     }
 
     fn finish_now(&mut self, stream: u64, finish: &Finish) {

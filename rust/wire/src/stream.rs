@@ -16,6 +16,7 @@ use crate::error::{DecodeError, StreamError};
 use crate::frame::count_items;
 use crate::kind::{FRAGMENT, LAST};
 use crate::limits::ASSEMBLY_BYTES_FIRST;
+use crate::spare;
 
 /// Where a stream stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -198,6 +199,7 @@ impl Inbound {
                 first.encoding = encoding;
                 first.credit = (body.len() - reader.rest().len()) as u64;
                 first.push(reader.rest())?;
+                self.window.expect((total - first.received()) as u64);
                 none.insert(first)
             }
         };
@@ -271,7 +273,7 @@ impl Assembly {
         if total > limit {
             return Err(StreamError::MessageTooLarge { length: total, limit });
         }
-        Ok(Self { total, encoding: 0, credit: 0, bytes: Vec::with_capacity(total.min(ASSEMBLY_BYTES_FIRST)) })
+        Ok(Self { total, encoding: 0, credit: 0, bytes: spare::take(total.min(ASSEMBLY_BYTES_FIRST)) })
     }
 
     /// Starts a fragmented REQUEST from the body of its first frame. `limit` bounds head and payload together,

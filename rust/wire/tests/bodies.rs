@@ -277,6 +277,16 @@ fn lengths_over_their_limits_are_refused_before_anything_is_read() {
     assert!(matches!(Status::decode(&many), Err(DecodeError::TooLong { what: "endpoints", .. })));
     let endless = [&many[..9], &[0xff; 4]].concat();
     assert!(matches!(Status::decode(&endless), Err(DecodeError::InvalidValue { what: "endpoints", .. })));
+    // The sample's token follows two texts; its two bytes are all it has.
+    let token = hello.windows(3).position(|bytes| bytes == [2, 0xff, 0]).unwrap();
+    let too_long = [&hello[..token], &[0x81, 0x08], &[0; TOKEN_MAX + 1], &hello[token + 3..]].concat();
+    assert!(matches!(Hello::decode(&too_long), Err(DecodeError::TooLong { what: "token", .. })));
+    let mut entries = Vec::new();
+    RequestHead { metadata: Vec::new(), ..request() }.encode(&mut entries).unwrap();
+    entries.splice(entries.len() - 1.., [&[0x81, 0x01][..], &[0; 2 * (METADATA_ENTRIES_MAX + 1)]].concat());
+    let length = (entries.len() - 4) as u32;
+    let entries = with(&entries, 0, &length.to_le_bytes());
+    assert!(matches!(RequestHead::decode(&entries), Err(DecodeError::TooLong { what: "metadata", .. })));
     let head = ((HEAD_MAX + 1) as u32).to_le_bytes();
     assert!(matches!(RequestHead::decode(&head), Err(DecodeError::TooLong { what: "request head", .. })));
 }

@@ -179,8 +179,8 @@ fn link_frames() -> Vec<Golden> {
     vec![
         golden("hello_router", router.0, router.1),
         golden("hello_worker", worker.0, worker.1),
-        golden("refusal", written(true, |out| out.goaway(&refusal)), Said::Goaway(refusal.clone())),
-        golden("status", written(false, |out| out.status(&status)), Said::Status(status.clone())),
+        golden("refusal", written(true, |out| out.goaway(&refusal)), Said::Goaway(refusal)),
+        golden("status", written(false, |out| out.status(&status)), Said::Status(status)),
         golden(
             "credit_link",
             written(false, |out| out.credit(0, 2_097_152)),
@@ -193,7 +193,7 @@ fn link_frames() -> Vec<Golden> {
         ),
         golden("ping", written(false, |out| out.ping(1_000_000_007)), Said::Ping(1_000_000_007)),
         golden("pong", written(false, |out| out.pong(1_000_000_007, 9)), Said::Pong(1_000_000_007, 9)),
-        golden("goaway", written(false, |out| out.goaway(&goaway)), Said::Goaway(goaway.clone())),
+        golden("goaway", written(false, |out| out.goaway(&goaway)), Said::Goaway(goaway)),
     ]
 }
 
@@ -238,7 +238,7 @@ fn answer_frames() -> Vec<Golden> {
     };
     vec![
         golden("accept", written(false, |out| out.accept(STREAM, 262_144, 4096)), Said::Accept(262_144)),
-        golden("reject", written(false, |out| out.reject(STREAM, &reject)), Said::Reject(reject.clone())),
+        golden("reject", written(false, |out| out.reject(STREAM, &reject)), Said::Reject(reject)),
         golden("prologue", on_stream(4096, |out| out.prologue(STREAM, None)), Said::Prologue(None)),
         golden(
             "prologue_fault",

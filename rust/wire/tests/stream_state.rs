@@ -156,12 +156,13 @@ fn credit_comes_back_when_items_are_taken_and_not_after_the_end() {
     assert_eq!(inbound.grant(), None, "nobody has taken anything");
     assert_eq!(inbound.take(1500), None, "less than half a window");
     assert_eq!(inbound.take(600), Some(2100));
-    inbound.end(&1000_u64.to_le_bytes()).unwrap();
-    assert_eq!(inbound.take(900), None, "nothing more can come");
+    assert_eq!(inbound.data(0, &body), Ok(Arrived::Items { count: 1000 }));
+    inbound.end(&2000_u64.to_le_bytes()).unwrap();
+    assert_eq!(inbound.take(3900), None, "nothing more can come");
 }
 
 #[test]
-fn a_fragmented_item_gives_its_credit_back_while_it_arrives() {
+fn the_rest_of_a_fragmented_item_is_granted_when_its_first_fragment_comes() {
     let mut inbound = Inbound::request_stream(WINDOW, MESSAGE_MAX);
     let payload = vec![7; 100_000];
     let mut sent = 0;
@@ -176,8 +177,12 @@ fn a_fragmented_item_gives_its_credit_back_while_it_arrives() {
             assert_eq!(inbound.data(FRAGMENT | LAST, &body), Ok(whole));
         } else {
             assert_eq!(inbound.data(FRAGMENT, &body), Ok(Arrived::Fragment));
-            inbound.grant();
-            assert!(inbound.window().unused() + inbound.window().buffered() <= u64::from(WINDOW));
+            let left = (payload.len() - sent) as u64;
+            let granted = inbound.grant();
+            assert_eq!(granted.is_some(), sent == 2048, "once, with the first fragment");
+            assert_eq!(inbound.window().expected(), left);
+            assert!(inbound.window().unused() + inbound.window().buffered() <= u64::from(WINDOW) + left);
+            assert!(inbound.window().unused() >= left, "nothing of it waits for credit");
         }
     }
     assert_eq!(inbound.grant(), None, "the item waits and is larger than the window");
@@ -214,7 +219,7 @@ fn whole_items_do_not_interrupt_a_fragmented_one() {
 
 #[test]
 fn a_fragmented_request_holds_head_and_payload() {
-    let limit = MESSAGE_MAX + HEAD_MAX + 4;
+    let limit = 4 * ASSEMBLY_BYTES_FIRST + HEAD_MAX + 4;
     let total = (ASSEMBLY_BYTES_FIRST * 3) as u32;
     let mut assembly = Assembly::request(&[&total.to_le_bytes()[..], b"x"].concat(), limit).unwrap();
     let chunk = vec![1; 60_000];

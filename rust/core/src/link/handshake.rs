@@ -87,7 +87,11 @@ pub(crate) enum HandshakeError {
 }
 
 /// A router's side: connects to `address` and exchanges HELLOs.
-pub(crate) async fn connect(address: &Address, local: &Local, insecure: bool) -> Result<Greeting, HandshakeError> {
+pub(crate) async fn connect(
+    address: &Address,
+    local: &Local,
+    insecure: bool,
+) -> Result<Greeting, HandshakeError> {
     within_limit(async {
         match address {
             Address::Unix(path) => {
@@ -169,7 +173,10 @@ impl Agreed {
     }
 }
 
-async fn greet<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, local: &Local) -> Result<Agreed, HandshakeError> {
+async fn greet<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: &mut S,
+    local: &Local,
+) -> Result<Agreed, HandshakeError> {
     let mut out = Outbound::new();
     send_hello(stream, &mut out, local).await?;
     let (hello, decoder, rest) = read_hello(stream).await?;
@@ -177,7 +184,10 @@ async fn greet<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, local: &Local)
     Ok(Agreed { peer: Peer::from(hello), decoder, out, rest })
 }
 
-async fn answer<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, local: &Local) -> Result<Agreed, HandshakeError> {
+async fn answer<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: &mut S,
+    local: &Local,
+) -> Result<Agreed, HandshakeError> {
     let mut out = Outbound::new();
     let (hello, decoder, rest) = read_hello(stream).await?;
     if let Err(error) = check(&hello, local, Role::Router) {
@@ -213,7 +223,11 @@ fn tokens_match(expected: Option<&str>, given: &[u8]) -> bool {
     expected.len() == given.len() && differing == 0
 }
 
-async fn send_hello<S: AsyncWrite + Unpin>(stream: &mut S, out: &mut Outbound, local: &Local) -> io::Result<()> {
+async fn send_hello<S: AsyncWrite + Unpin>(
+    stream: &mut S,
+    out: &mut Outbound,
+    local: &Local,
+) -> io::Result<()> {
     out.hello(&Hello {
         version_min: VERSION_MIN,
         version_max: VERSION,
@@ -252,7 +266,9 @@ async fn send_all<S: AsyncWrite + Unpin>(stream: &mut S, out: &mut Outbound) -> 
     stream.write_all(&bytes).await
 }
 
-async fn read_hello<S: AsyncRead + Unpin>(stream: &mut S) -> Result<(Hello, Decoder, Vec<u8>), HandshakeError> {
+async fn read_hello<S: AsyncRead + Unpin>(
+    stream: &mut S,
+) -> Result<(Hello, Decoder, Vec<u8>), HandshakeError> {
     let mut decoder = Decoder::new();
     let mut buffer = [0; HELLO_BODY_MAX];
     loop {

@@ -60,6 +60,8 @@ pub(super) async fn keep(link: Arc<Link>) {
                         !link.is_blocked()
                     });
                 }
+                // Waiting for a socket costs no budget; without this, no other branch might get a turn.
+                tokio::task::coop::consume_budget().await;
             }
         }
         match (link.is_blocked(), &watch) {

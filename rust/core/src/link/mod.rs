@@ -35,7 +35,7 @@ use self::socket::Socket;
 pub use self::stream::Item;
 pub(crate) use self::stream::{Ending, Next, Stream, Timing};
 use crate::budget::Claim;
-use crate::clock::{NEVER, now_ms, now_ns};
+use crate::clock::{NEVER, NS_PER_MS, now_ms, now_ns};
 
 /// Bytes gathered before they are written at once, whatever else is planned: the size of a fragment.
 const GATHER_BYTES_MAX: usize = 64 * 1024;
@@ -143,6 +143,8 @@ pub(crate) struct Outgoing<'a> {
     pub(crate) head: &'a mut RequestHead,
     pub(crate) payload: Bytes,
     pub(crate) timing: Timing,
+    /// The time now, which the caller has looked up already.
+    pub(crate) now_ns: u64,
 }
 
 impl Link {
@@ -281,7 +283,8 @@ impl Link {
     /// Writes as much as the socket takes; returns the streams whose producers may go on.
     fn write(self: &Arc<Self>, out: &mut Outbound) -> Vec<u64> {
         let written = out.write_to(|slices| self.socket.write(slices));
-        let blocked = out.unwritten() > 0;
+        // A dead socket counts as writable for ever, so it is not waited for.
+        let blocked = written.is_ok() && out.unwritten() > 0;
         if blocked && !self.blocked.swap(true, Ordering::Relaxed) {
             self.keeper.notify_one();
         } else if !blocked {
@@ -311,10 +314,10 @@ impl Link {
 
     /// Opens a stream and sends its request.
     pub(crate) fn open(self: &Arc<Self>, request: Outgoing<'_>) -> Result<Arc<Stream>, OpenError> {
-        let Outgoing { head, payload, timing } = request;
+        let Outgoing { head, payload, timing, now_ns } = request;
         let window = Claim::window(self.stream_window);
         head.window = window.bytes();
-        head.sent_at_us = now_ns() / 1_000;
+        head.sent_at_us = now_ns / 1_000;
         let mut encoded = Vec::with_capacity(128);
         head.encode(&mut encoded).map_err(OpenError::Encode)?;
         let mut out = self.out.lock();
@@ -334,7 +337,7 @@ impl Link {
             table.streams.insert(id, Arc::clone(&stream));
             stream
         };
-        self.check_no_later_than(timing.first_check_ms(now_ms()));
+        self.check_no_later_than(timing.first_check_ms(now_ns / NS_PER_MS));
         self.write_or_plan(out);
         Ok(stream)
     }
@@ -355,7 +358,12 @@ impl Link {
     }
 
     /// Accepts a stream: its ring and its sending half exist from here on, unless the link has closed.
-    pub(crate) fn accept_stream(self: &Arc<Self>, stream: &Arc<Stream>, request_window: u32, response_window: u32) {
+    pub(crate) fn accept_stream(
+        self: &Arc<Self>,
+        stream: &Arc<Stream>,
+        request_window: u32,
+        response_window: u32,
+    ) {
         // One lock over both, so that whoever finds the stream in the table finds its sending half too.
         let accepted = self.send_lazily(|out| {
             let inserted = self.insert(Arc::clone(stream));
@@ -415,6 +423,8 @@ impl Link {
         let last_stream = self.last_stream();
         let goaway = Goaway { last_stream, reason, detail: detail.to_owned() };
         let mut out = self.out.lock();
+        // What was pushed before comes first: GOAWAY would overtake it, and end streams that have an answer.
+        let _ = self.write(&mut out);
         out.goaway(&goaway);
         // Best effort: a peer that does not read learns from the closed socket.
         let _ = self.write(&mut out);

@@ -7,15 +7,16 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use headrace_wire::body::{
-    Goaway, GoawayReason, KillReason, Reject, RejectReason, RequestHead, Status, decode_accept, decode_credit, decode_kill,
-    decode_ping, decode_pong,
+    Goaway, GoawayReason, KillReason, Reject, RejectReason, RequestHead, Status, decode_accept,
+    decode_credit, decode_kill, decode_ping, decode_pong,
 };
 use headrace_wire::credit::ReceiveWindow;
 use headrace_wire::decoder::Decoder;
 use headrace_wire::error::StreamError;
 use headrace_wire::frame::Frame;
-use headrace_wire::limits::{ASSEMBLY_BYTES_FIRST, HEAD_MAX};
 use headrace_wire::kind::{FRAGMENT, Kind, LAST, STOPPED};
+use headrace_wire::limits::{ASSEMBLY_BYTES_FIRST, HEAD_MAX};
+use headrace_wire::spare::Payload;
 use headrace_wire::stream::Assembly;
 use rustc_hash::FxHashMap;
 
@@ -107,7 +108,9 @@ impl Link {
                 }
             }
             match (frame.kind, *peer_is_worker) {
-                (Kind::Ping | Kind::Pong | Kind::Credit | Kind::Data | Kind::Goaway, _) => self.either(frame)?,
+                (Kind::Ping | Kind::Pong | Kind::Credit | Kind::Data | Kind::Goaway, _) => {
+                    self.either(frame)?;
+                }
                 (_, true) => self.from_worker(frame)?,
                 (_, false) => self.from_router(&mut requests, frame)?,
             }
@@ -154,7 +157,10 @@ impl Link {
 
     fn goaway_received(self: &Arc<Self>, goaway: &Goaway) -> Result<(), StreamError> {
         if goaway.reason != GoawayReason::Draining {
-            self.close(&format!("the peer closed the link: {}", goaway.detail));
+            match (goaway.reason, self.peer.is_worker) {
+                (GoawayReason::Closed, true) => self.close("shutdown"),
+                _ => self.close(&format!("the peer closed the link: {}", goaway.detail)),
+            }
             return Ok(());
         }
         if !self.peer.is_worker {
@@ -223,7 +229,11 @@ impl Link {
     }
 
     /// Frames that only a router sends.
-    fn from_router(self: &Arc<Self>, requests: &mut Requests<'_>, frame: Frame<'_>) -> Result<(), StreamError> {
+    fn from_router(
+        self: &Arc<Self>,
+        requests: &mut Requests<'_>,
+        frame: Frame<'_>,
+    ) -> Result<(), StreamError> {
         match frame.kind {
             Kind::Request => self.request_frame(requests, frame)?,
             Kind::Stop => {
@@ -251,7 +261,11 @@ impl Link {
         Ok(())
     }
 
-    fn request_frame(self: &Arc<Self>, requests: &mut Requests<'_>, frame: Frame<'_>) -> Result<(), StreamError> {
+    fn request_frame(
+        self: &Arc<Self>,
+        requests: &mut Requests<'_>,
+        frame: Frame<'_>,
+    ) -> Result<(), StreamError> {
         let is_new = frame.stream > *requests.last;
         if is_new {
             *requests.last = frame.stream;
@@ -275,16 +289,21 @@ impl Link {
             assembly.push(frame.body)?;
         }
         let Some((assembly, claim)) = requests.open.get_mut(&frame.stream) else { return Ok(()) };
-        // An assembly reserves its first allocation before the bytes come, so that is claimed from the start.
-        if !claim.grow_to(assembly.received().max(ASSEMBLY_BYTES_FIRST)) {
+        let reserved = if is_new { first_allocation(frame.body) } else { 0 };
+        if !claim.grow_to(assembly.received().max(reserved)) {
             requests.open.remove(&frame.stream);
-            self.reject(frame.stream, RejectReason::Overloaded, 1_000, "the process holds too many unread bytes");
+            self.reject(
+                frame.stream,
+                RejectReason::Overloaded,
+                1_000,
+                "the process holds too many unread bytes",
+            );
             return Ok(());
         }
         if frame.flags & LAST != 0
             && let Some((assembly, _)) = requests.open.remove(&frame.stream)
         {
-            self.request_message(frame.stream, assembly.finish()?.into())?;
+            self.request_message(frame.stream, Bytes::from_owner(Payload::new(assembly.finish()?)))?;
         }
         Ok(())
     }
@@ -310,6 +329,12 @@ impl Link {
         let reject = Reject { reason, retry_after_ms, detail: detail.to_owned() };
         self.send(|out| out.reject(id, &reject));
     }
+}
+
+/// What an assembly reserves at the first fragment, before the bytes come: it is claimed from then on.
+fn first_allocation(body: &[u8]) -> usize {
+    let declared = body.first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes) as usize);
+    declared.min(ASSEMBLY_BYTES_FIRST)
 }
 
 /// Requests in fragments, and the highest id so far.

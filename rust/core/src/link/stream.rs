@@ -12,6 +12,7 @@ use bytes::{Buf, Bytes};
 use headrace_wire::body::{Fault, FaultCode, KillReason, Reject};
 use headrace_wire::error::StreamError;
 use headrace_wire::frame::split_item;
+use headrace_wire::spare::Payload;
 use headrace_wire::stream::{Arrived, Inbound};
 use parking_lot::Mutex;
 
@@ -237,18 +238,16 @@ impl Stream {
 
     /// Ends the stream from this side and tells the other one. Nothing happens when it has ended already.
     pub(crate) fn kill(&self, reason: KillReason, ending: Ending) {
-        if !self.end(ending) {
-            return;
-        }
-        self.link.forget(self.id);
-        self.link.send(|out| {
-            out.kill(self.id, reason);
+        self.end_telling(ending, || {
+            self.link.forget(self.id);
+            self.link.send(|out| out.kill(self.id, reason));
         });
     }
 
     /// Asks the engine to finish.
     pub(crate) fn stop(&self) {
-        if self.flags.fetch_or(STOPPED, Ordering::Relaxed) & STOPPED == 0 && self.ring.lock().ending.is_none() {
+        if self.flags.fetch_or(STOPPED, Ordering::Relaxed) & STOPPED == 0 && self.ring.lock().ending.is_none()
+        {
             self.link.send(|out| out.stop(self.id));
         }
     }
@@ -287,9 +286,10 @@ impl Stream {
         let mut ring = self.ring.lock();
         let chunk = match ring.inbound.data(flags, body)? {
             Arrived::Items { .. } => Some(Chunk::Frame(Bytes::copy_from_slice(body))),
-            Arrived::Whole { encoding, payload, credit } => {
-                Some(Chunk::Whole { item: Item { encoding, payload: payload.into() }, credit })
-            }
+            Arrived::Whole { encoding, payload, credit } => Some(Chunk::Whole {
+                item: Item { encoding, payload: Bytes::from_owner(Payload::new(payload)) },
+                credit,
+            }),
             Arrived::Fragment => None,
         };
         let Some(chunk) = chunk else {
@@ -321,6 +321,11 @@ impl Stream {
 
     /// Ends the stream; false when it had ended. Wakes whoever waits for anything.
     pub(crate) fn end(&self, ending: Ending) -> bool {
+        self.end_telling(ending, || ())
+    }
+
+    /// As [`Self::end`]; tells the other side before the caller can go on, to a next request perhaps.
+    fn end_telling(&self, ending: Ending, tell: impl FnOnce()) -> bool {
         let mut ring = self.ring.lock();
         if ring.ending.is_some() {
             return false;
@@ -332,6 +337,7 @@ impl Stream {
         ring.settle();
         let wakers = [ring.stop_waiting(), ring.producer.take(), ring.watcher.take()];
         drop(ring);
+        tell();
         wakers.into_iter().flatten().for_each(Waker::wake);
         true
     }
@@ -374,10 +380,12 @@ impl Stream {
 
     /// Ends the stream from the worker's side while its engine may still run.
     pub(crate) fn fail(&self, code: FaultCode, message: &str) {
-        let fault = Fault { code, kind: String::new(), message: message.to_owned(), traceback: String::new() };
-        self.link.send(|out| out.abandon(self.id, fault));
+        let fault =
+            Fault { code, kind: String::new(), message: message.to_owned(), traceback: String::new() };
+        // Its place in the queue is free before the caller can know.
         self.link.forget(self.id);
         self.set_killed();
+        self.link.send(|out| out.abandon(self.id, fault));
     }
 
     /// Registers who is told of STOP and KILL; at most one.

@@ -21,7 +21,7 @@ use headrace_wire::error::EncodeError;
 use super::Shared;
 use super::instances::{ConnectFailure, InFlight, Instance};
 use super::response::{ResponseStream, kind_of};
-use crate::clock::{NEVER, after_ms, duration_ms, now_ms, now_ns};
+use crate::clock::{NEVER, NS_PER_MS, duration_ms, now_ms, now_ns};
 use crate::error::{CallError, CallErrorKind, Phase};
 use crate::link::{Ending, Item, Link, OpenError, Outgoing, Stream, Timing};
 
@@ -74,6 +74,8 @@ pub struct Call {
     options: CallOptions,
     began_ms: u64,
     deadline_ms: u64,
+    /// When the call last looked at the clock.
+    now_ns: u64,
     state: State,
     /// Instances that have refused; indices into the router's list.
     tried: Vec<usize>,
@@ -88,7 +90,10 @@ pub struct Call {
 enum State {
     Begin,
     /// No instance was there; until when to wait, and whether a timer wakes the call then.
-    Picking { until_ms: u64, timer: bool },
+    Picking {
+        until_ms: u64,
+        timer: bool,
+    },
     Sent(Attempt),
     Done,
 }
@@ -131,6 +136,7 @@ impl Call {
             options,
             began_ms: 0,
             deadline_ms: NEVER,
+            now_ns: 0,
             state,
             tried: Vec::new(),
             retries: 0,
@@ -167,8 +173,13 @@ impl Call {
     }
 
     fn begin(&mut self) {
-        self.began_ms = now_ms();
-        self.deadline_ms = after_ms(self.options.timeout);
+        // One look at the clock serves all that follows until the call waits.
+        self.now_ns = now_ns();
+        self.began_ms = self.now_ns / NS_PER_MS;
+        self.deadline_ms = self.options.timeout.map_or(NEVER, |timeout| {
+            let timeout_ns = u64::try_from(timeout.as_nanos()).unwrap_or(NEVER);
+            self.now_ns.saturating_add(timeout_ns).div_ceil(NS_PER_MS)
+        });
         if self.options.request_id.is_empty() {
             self.options.request_id = format!("{:016x}", fastrand::u64(..));
         }
@@ -179,7 +190,8 @@ impl Call {
 
     fn picking(&self) -> State {
         let wait_ms = duration_ms(Some(self.router.config.instance_timeout));
-        State::Picking { until_ms: now_ms().saturating_add(wait_ms).min(self.deadline_ms), timer: false }
+        let now_ms = self.now_ns / NS_PER_MS;
+        State::Picking { until_ms: now_ms.saturating_add(wait_ms).min(self.deadline_ms), timer: false }
     }
 
     fn fail<T>(&self, kind: CallErrorKind) -> Poll<Result<T, CallError>> {
@@ -193,6 +205,10 @@ impl Call {
     // --- picking ---
 
     fn pick(&mut self, cx: &Context<'_>) -> Poll<Result<Attempt, CallError>> {
+        if self.waits {
+            // The last look at the clock was before the wait.
+            self.now_ns = now_ns();
+        }
         let found = self.try_pick();
         if found.is_ready() {
             return found;
@@ -256,7 +272,10 @@ impl Call {
             .filter_map(|(index, instance)| Some((index, instance.link_for(&self.options.endpoint)?)))
             .collect();
         let cost = |at: usize| {
-            candidates.get(at).and_then(|(index, _)| instances.get(*index)).map_or(f64::MAX, |found| found.cost())
+            candidates
+                .get(at)
+                .and_then(|(index, _)| instances.get(*index))
+                .map_or(f64::MAX, |found| found.cost())
         };
         let picked = self.router.picker.pick(candidates.len(), cost)?;
         candidates.into_iter().nth(picked)
@@ -269,7 +288,7 @@ impl Call {
     fn open(&self, index: usize, link: &Arc<Link>) -> Result<Attempt, OpenError> {
         let instance = self.router.instances.get(index).ok_or(OpenError::Closed)?;
         let options = &self.options;
-        let left_ms = self.deadline_ms.saturating_sub(now_ms());
+        let left_ms = self.deadline_ms.saturating_sub(self.now_ns / NS_PER_MS);
         let mut head = RequestHead {
             request_shape: Shape::Single,
             response_shape: if options.single { Shape::Single } else { Shape::Many },
@@ -287,9 +306,9 @@ impl Call {
             item_timeout_ms: duration_ms(options.item_timeout),
             slow_consumer_ms: duration_ms(self.router.config.slow_consumer_timeout),
         };
-        let began_ns = now_ns();
+        let began_ns = self.now_ns;
         let payload = options.payload.payload.clone();
-        let stream = link.open(Outgoing { head: &mut head, payload, timing })?;
+        let stream = link.open(Outgoing { head: &mut head, payload, timing, now_ns: began_ns })?;
         Ok(Attempt {
             index,
             stream: Some(stream),
@@ -312,7 +331,8 @@ impl Call {
                     refused = Some(CallErrorKind::VersionMismatch { detail });
                 }
                 Some(ConnectFailure::Unreachable(_)) | None => {
-                    let without_endpoint = instance.is_up() && instance.link_for(&self.options.endpoint).is_none();
+                    let without_endpoint =
+                        instance.is_up() && instance.link_for(&self.options.endpoint).is_none();
                     if !without_endpoint {
                         return None;
                     }
@@ -400,6 +420,7 @@ impl Call {
             }
             if another || lost {
                 self.retries += 1;
+                self.now_ns = now_ns();
                 self.router.retries_total.fetch_add(1, Ordering::Relaxed);
                 self.state = self.picking();
                 return None;
@@ -417,7 +438,9 @@ impl Call {
         let Reject { reason, retry_after_ms, detail } = reject;
         let retry_after = Duration::from_millis(u64::from(retry_after_ms));
         match reason {
-            RejectReason::Overloaded | RejectReason::Draining => CallErrorKind::Overloaded { retry_after, detail },
+            RejectReason::Overloaded | RejectReason::Draining => {
+                CallErrorKind::Overloaded { retry_after, detail }
+            }
             RejectReason::NoSuchEndpoint => {
                 let available = detail.split(", ").map(str::to_owned).collect();
                 CallErrorKind::NoSuchEndpoint { endpoint: self.options.endpoint.clone(), available }
@@ -452,7 +475,7 @@ fn encode_error(error: &EncodeError) -> CallErrorKind {
             limit: limit as u64,
             actual: actual as u64,
             setting: "max_message_bytes",
-            what: "a request in bytes".to_owned(),
+            what: "request size in bytes".to_owned(),
         },
         EncodeError::HeadTooLarge { what, limit, actual } => CallErrorKind::PayloadTooLarge {
             limit: limit as u64,

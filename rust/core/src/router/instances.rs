@@ -166,8 +166,7 @@ impl Instance {
 
     /// The engine has answered after this long. Peaks count at once, better times gradually (Finagle's
     /// peak EWMA).
-    pub(super) fn observe(&self, latency_ns: u64) {
-        let now = now_ns();
+    pub(super) fn observe(&self, latency_ns: u64, now: u64) {
         let mut latency = self.latency.lock();
         let (average, at) = *latency;
         let seen = latency_ns as f64;

@@ -21,8 +21,8 @@ use std::time::Duration;
 use headrace_wire::body::{GoawayReason, Role};
 use headrace_wire::limits::STREAMS_PER_LINK_DEFAULT;
 use parking_lot::Mutex;
-use tokio::runtime::Handle;
 use rustc_hash::FxHashMap;
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 
 pub use self::call::{Call, CallOptions};

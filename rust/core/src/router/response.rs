@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use headrace_wire::body::{FaultCode, KillReason};
+use headrace_wire::body::{Fault, FaultCode, KillReason};
 use parking_lot::Mutex;
 
 use super::instances::InFlight;
@@ -154,7 +154,7 @@ impl ResponseStream {
 
     pub(super) fn observe_open(&self, began_ns: u64, now_ns: u64) {
         if let Some(in_flight) = &*self.in_flight.lock() {
-            in_flight.instance().observe(now_ns.saturating_sub(began_ns));
+            in_flight.instance().observe(now_ns.saturating_sub(began_ns), now_ns);
         }
     }
 }
@@ -162,6 +162,17 @@ impl ResponseStream {
 impl Drop for ResponseStream {
     fn drop(&mut self) {
         self.kill();
+    }
+}
+
+/// A fault whose type field holds `limit/actual` in bytes.
+fn item_too_large(fault: &Fault) -> CallErrorKind {
+    let (limit, actual) = fault.kind.split_once('/').unwrap_or_default();
+    CallErrorKind::PayloadTooLarge {
+        limit: limit.parse().unwrap_or(0),
+        actual: actual.parse().unwrap_or(0),
+        setting: "max_message_bytes",
+        what: "item size in bytes".to_owned(),
     }
 }
 
@@ -182,6 +193,7 @@ pub(super) fn kind_of(ending: Ending, stream: &Stream, began_ms: u64) -> CallErr
             FaultCode::Shutdown => {
                 CallErrorKind::Disconnected { reason: "shutdown".to_owned(), maybe_executed: true }
             }
+            FaultCode::TooLarge => item_too_large(&fault),
             _ => CallErrorKind::Engine(fault),
         },
         Ending::Rejected(reject) => CallErrorKind::Refused { detail: reject.detail },

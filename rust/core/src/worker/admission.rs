@@ -60,7 +60,12 @@ impl Admission {
     }
 
     /// Decides about a job. `accept` answers ACCEPT before the job can be started by whoever frees a place.
-    pub(super) fn admit(&self, shared: &Arc<Shared>, job: Job, accept: impl FnOnce(&Arc<Stream>)) -> Admitted {
+    pub(super) fn admit(
+        &self,
+        shared: &Arc<Shared>,
+        job: Job,
+        accept: impl FnOnce(&Arc<Stream>),
+    ) -> Admitted {
         let mut places = self.places.lock();
         if places.running < self.concurrency {
             places.running += 1;

@@ -17,7 +17,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use headrace_wire::body::{FaultCode, Goaway, GoawayReason, RejectReason, RequestHead, Role, Shape, Status};
-use headrace_wire::limits::{ENDPOINT_MAX, ENDPOINTS_MAX, LINK_WINDOW_DEFAULT, STREAM_WINDOW_DEFAULT, STREAM_WINDOW_MIN};
+use headrace_wire::limits::{
+    ENDPOINT_MAX, ENDPOINTS_MAX, LINK_WINDOW_DEFAULT, STREAM_WINDOW_DEFAULT, STREAM_WINDOW_MIN,
+};
 use headrace_wire::stream::Inbound;
 use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
@@ -33,8 +35,8 @@ use crate::clock::{NEVER, after_ms};
 use crate::config::WorkerConfig;
 use crate::engine::{Engine, Request, Responder};
 use crate::error::StartError;
-use crate::link::{Driver, Item, Link, Owner, Stream, Timing};
 use crate::link::Local;
+use crate::link::{Driver, Item, Link, Owner, Stream, Timing};
 
 /// How often a drain looks whether the last answers have been written.
 const DRAIN_TICK: Duration = Duration::from_millis(5);
@@ -86,7 +88,10 @@ pub struct Worker {
 
 impl fmt::Debug for Worker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Worker").field("address", &self.address).field("id", &self.shared.instance_id).finish()
+        f.debug_struct("Worker")
+            .field("address", &self.address)
+            .field("id", &self.shared.instance_id)
+            .finish()
     }
 }
 

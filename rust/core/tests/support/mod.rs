@@ -3,7 +3,9 @@
 //! Tests of one file take turns, because the process ceiling is one number for the process: each closes its
 //! [`Net`], which asserts that every gauge is back at zero.
 
-#![allow(dead_code, unreachable_pub, missing_docs)]
+#![allow(dead_code, unreachable_pub, missing_docs, missing_debug_implementations)]
+// Not inside a `#[test]`, so the lints take it for production code.
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 pub mod raw;
 
@@ -17,8 +19,8 @@ use headrace::engine::{Answer, AsyncEngine};
 use headrace::link::{Driver, TokioDriver};
 use headrace::wire::body::{Fault, FaultCode};
 use headrace::{
-    Address, CallError, CallErrorKind, CallOptions, Engine, Item, Request, ResponseStream, Router, RouterConfig,
-    Worker, WorkerConfig, budget,
+    Address, CallError, CallErrorKind, CallOptions, Engine, Item, Request, ResponseStream, Router,
+    RouterConfig, Worker, WorkerConfig, budget,
 };
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex, MutexGuard};
@@ -41,12 +43,7 @@ pub async fn eventually(what: &str, state: impl Fn() -> bool) {
 }
 
 pub fn fault(message: &str) -> Fault {
-    Fault {
-        code: FaultCode::Engine,
-        kind: "Test".into(),
-        message: message.into(),
-        traceback: String::new(),
-    }
+    Fault { code: FaultCode::Engine, kind: "Test".into(), message: message.into(), traceback: String::new() }
 }
 
 pub fn driver() -> Arc<dyn Driver> {
@@ -151,8 +148,7 @@ impl Net {
         let turn = TURN.lock().await;
         let running = Running::default();
         engines.push(("script".to_owned(), script(&running)));
-        let worker =
-            Worker::bind(address, engines, worker, Handle::current(), worker_driver).await.unwrap();
+        let worker = Worker::bind(address, engines, worker, Handle::current(), worker_driver).await.unwrap();
         let router = router_to(&[worker.address()], router);
         Self { worker, router, running, turn }
     }

@@ -22,6 +22,7 @@ use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use slab::Slab;
 
+use super::parking::Parking;
 use super::reader::LinkReader;
 use super::waiter::Waiter;
 use super::wake::Wake;
@@ -30,6 +31,9 @@ use crate::runtime::is_forked;
 
 /// Events handled in one callback before the loop gets its turn.
 const EVENTS_PER_DRAIN: usize = 512;
+
+/// Places to wait kept for reuse: as many as a busy loop has calls in flight.
+const SPARE_PARKINGS_MAX: usize = 1024;
 
 /// What a thread wants of the loop.
 pub(crate) enum Event {
@@ -87,6 +91,8 @@ pub(crate) struct Hub {
     closed: AtomicBool,
     closes: Mutex<Vec<Weak<dyn Closes>>>,
     scratch: Mutex<Vec<u8>>,
+    /// Places to wait that nobody uses, kept for the next call.
+    spare_parkings: Mutex<Vec<Parking>>,
 }
 
 impl std::fmt::Debug for Hub {
@@ -157,6 +163,21 @@ impl Hub {
         match targets.get(slot.index) {
             Some((generation, target)) if *generation == slot.generation => Some(look(target)),
             _ => None,
+        }
+    }
+
+    /// A place to wait, used before if there is one. A wake-up of its former user may still come: whoever
+    /// waits looks again.
+    pub(crate) fn parking(self: &Arc<Self>, py: Python<'_>) -> PyResult<Parking> {
+        let spare = self.spare_parkings.lock().pop();
+        spare.map_or_else(|| Parking::new(py, self), Ok)
+    }
+
+    /// Takes back a place to wait that nobody awaits.
+    pub(crate) fn recycle(&self, parking: Parking) {
+        let mut spare = self.spare_parkings.lock();
+        if spare.len() < SPARE_PARKINGS_MAX && !self.is_closed() && !parking.is_awaited() {
+            spare.push(parking);
         }
     }
 
@@ -337,6 +358,8 @@ impl Hub {
         // Requests that nobody will start are answered by their responders as these are dropped.
         let events = std::mem::take(&mut *self.queue.lock());
         drop(events);
+        let spare = std::mem::take(&mut *self.spare_parkings.lock());
+        drop(spare);
         let targets = std::mem::take(&mut *self.targets.lock());
         drop(targets);
     }
@@ -404,6 +427,7 @@ impl LoopHub {
             closed: AtomicBool::new(false),
             closes: Mutex::default(),
             scratch: Mutex::default(),
+            spare_parkings: Mutex::default(),
         });
         let this = Py::new(py, Self { hub })?;
         let hub = &this.get().hub;

@@ -81,7 +81,7 @@ pub enum FaultCode {
     SlowConsumer = 4,
     /// The worker shut down before the engine had finished.
     Shutdown = 5,
-    /// The engine yielded an item over the message limit.
+    /// The engine yielded an item over the message limit; the type field holds `limit/actual` in bytes.
     TooLarge = 6,
     /// The worker could not decode the request.
     Decode = 7,

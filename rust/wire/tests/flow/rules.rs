@@ -1,7 +1,9 @@
 //! Rules of the sending half, each on its own: every one of these was broken once, or easily is.
 
 use bytes::Bytes;
-use headrace_wire::body::{Goaway, GoawayReason, Hello, KillReason, RequestHead, Role, Status};
+use headrace_wire::body::{
+    Fault, FaultCode, Goaway, GoawayReason, Hello, KillReason, RequestHead, Role, Status, decode_error,
+};
 use headrace_wire::decoder::Decoder;
 use headrace_wire::error::EncodeError;
 use headrace_wire::kind::Kind;
@@ -138,7 +140,9 @@ fn a_request_that_is_killed_unsent_lets_the_next_one_go() {
     pipe.out.request(3, head(), vec![0; 60_000].into()).unwrap();
     pipe.out.request(5, head(), Bytes::new()).unwrap();
     delivered(&mut pipe);
+    assert!(!pipe.out.wants_write());
     assert!(!pipe.out.kill(3, KillReason::Cancelled));
+    assert!(pipe.out.wants_write(), "it stood first in line");
     assert_eq!(delivered(&mut pipe), [(Kind::Request, 5)]);
 }
 
@@ -154,6 +158,47 @@ fn nothing_is_pushed_after_the_end_and_the_end_is_said_once() {
     assert_eq!(delivered(&mut pipe), [(Kind::Request, 1), (Kind::Data, 1), (Kind::End, 1)]);
     assert!(pipe.out.kill(1, KillReason::Cancelled), "the stream is known until it is closed");
     assert_eq!(delivered(&mut pipe), [(Kind::Kill, 1)]);
+}
+
+#[test]
+fn kill_follows_a_request_that_is_unwritten_and_has_half_closed() {
+    let mut pipe = Pipe::new(LINK_WINDOW, MESSAGE_MAX);
+    pipe.out.request(1, head(), Bytes::new()).unwrap();
+    pipe.out.finish(1, Finish::HalfClose);
+    assert!(pipe.out.kill(1, KillReason::Cancelled));
+    assert_eq!(delivered(&mut pipe), [(Kind::Request, 1), (Kind::End, 1), (Kind::Kill, 1)]);
+}
+
+#[test]
+fn an_abandoned_stream_ends_at_once_and_does_not_count_what_was_cut() {
+    let mut pipe = Pipe::new(LINK_WINDOW, MESSAGE_MAX);
+    for stream in [1, 3] {
+        pipe.out.accept(stream, 4096, 1 << 20);
+        pipe.out.prologue(stream, None);
+    }
+    // An item and some fragments go; the rest waits for the link.
+    pipe.out.item(1, 0, &[0; 60_000]).unwrap();
+    pipe.out.item(1, 0, &[0; 300_000]).unwrap();
+    pipe.out.item(3, 0, &[0; 50_000]).unwrap();
+    pipe.out.item(3, 0, &[0; 1000]).unwrap();
+    while pipe.write(usize::MAX, usize::MAX) > 0 {}
+    assert!(pipe.out.has_backlog(1));
+    let fault = Fault {
+        code: FaultCode::Shutdown,
+        kind: String::new(),
+        message: String::new(),
+        traceback: String::new(),
+    };
+    pipe.out.abandon(1, fault);
+    let mut counts = Vec::new();
+    pipe.write(usize::MAX, usize::MAX);
+    pipe.deliver(usize::MAX, |frame, _| {
+        if frame.kind == Kind::Error {
+            counts.push((frame.stream, decode_error(frame.body).unwrap().0));
+        }
+    });
+    assert_eq!(counts, [(1, 1)], "the item that was cut off does not count");
+    assert_eq!(pipe.out.streams(), 1);
 }
 
 #[test]

@@ -1,0 +1,143 @@
+"""How tests serve, wait and start processes. Nothing here sleeps to wait for a state: it looks for the state,
+with a guard that only a bug reaches.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import headrace as hr
+
+GUARD = 20.0
+"""Seconds after which a state that has not come never will."""
+
+WORKERS = Path(__file__).parent / "workers"
+
+
+async def eventually(predicate: Callable[[], object], guard: float = GUARD) -> None:
+    """Wait until the predicate holds."""
+    loop = asyncio.get_running_loop()
+    until = loop.time() + guard
+    while not predicate():
+        assert loop.time() < until, f"not within {guard} s: {_source(predicate)}"
+        await asyncio.sleep(0.002)
+
+
+def _source(predicate: Callable[[], object]) -> str:
+    cells = [cell.cell_contents for cell in getattr(predicate, "__closure__", None) or ()]
+    known = [f"{each!r}: {each.stats()}" for each in cells if isinstance(each, hr.Worker | hr.Router)]
+    code = predicate.__code__
+    return f"{code.co_filename}:{code.co_firstlineno} {known or cells}"
+
+
+GAUGES = ("running", "queued", "streams", "in_flight")
+
+
+def idle(*parties: hr.Worker | hr.Router) -> bool:
+    """Whether every gauge of these workers and routers stands at zero."""
+    return not any(party.stats().get(gauge) for party in parties for gauge in GAUGES)
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    engine: Any, *, router: dict[str, Any] | None = None, **settings: Any
+) -> AsyncIterator[tuple[hr.Worker, hr.Router]]:
+    """A worker and a router on this loop. A test that passes leaves every gauge at zero."""
+    async with hr.serve(engine, **settings) as worker:
+        async with hr.Router(worker.address, **(router or {})) as its_router:
+            yield worker, its_router
+            await eventually(lambda: idle(worker, its_router))
+        await eventually(lambda: worker.stats()["links"] == 0)
+
+
+@contextlib.asynccontextmanager
+async def routing(address: str, **settings: Any) -> AsyncIterator[hr.Router]:
+    """A router to a worker in another process. A test that passes leaves every gauge at zero."""
+    async with hr.Router(address, **settings) as router:
+        yield router
+        await eventually(lambda: idle(router))
+
+
+class Process:
+    """A process of a test, ended through its handle when the test leaves it."""
+
+    def __init__(self, arguments: list[str], **options: Any) -> None:
+        self.popen = subprocess.Popen(
+            arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+        )
+
+    @property
+    def pid(self) -> int:
+        return self.popen.pid
+
+    def line(self) -> str:
+        """The next line that it prints."""
+        assert self.popen.stdout is not None
+        line = self.popen.stdout.readline()
+        assert line, f"it printed nothing and ended: {self.output()}"
+        return line.rstrip("\n")
+
+    def error_line(self) -> str:
+        """The next line that it prints to stderr."""
+        assert self.popen.stderr is not None
+        return self.popen.stderr.readline().rstrip("\n")
+
+    def signal(self, number: int) -> None:
+        self.popen.send_signal(number)
+
+    def output(self, guard: float = GUARD) -> tuple[int, str, str]:
+        """Exit code, standard output and standard error, when it has ended."""
+        out, err = self.popen.communicate(timeout=guard)
+        return self.popen.returncode, out, err
+
+    async def ended(self, guard: float = GUARD) -> tuple[int, str, str]:
+        """As `output`, without blocking the loop."""
+        return await asyncio.to_thread(self.output, guard)
+
+    def end(self) -> None:
+        if self.popen.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                self.popen.send_signal(signal.SIGCONT)
+                self.popen.kill()
+        self.popen.wait()
+        for pipe in (self.popen.stdout, self.popen.stderr):
+            if pipe is not None:
+                pipe.close()
+
+
+@contextlib.contextmanager
+def python(*arguments: str, **options: Any) -> Iterator[Process]:
+    """A Python process; with ``"-c", code`` or the path of a script."""
+    process = Process([sys.executable, *arguments], **options)
+    try:
+        yield process
+    finally:
+        process.end()
+
+
+@contextlib.contextmanager
+def worker_process(name: str = "engines.py", *arguments: str) -> Iterator[tuple[Process, str]]:
+    """A worker in a process of its own and its address, which it prints first."""
+    with python(str(WORKERS / name), *arguments) as process:
+        yield process, process.line()
+
+
+def run_script(code: str, *arguments: str, guard: float = GUARD) -> tuple[int, str, str]:
+    """Run code in a fresh interpreter until it ends: exit code, standard output, standard error."""
+    with python("-c", code, *arguments, env={**os.environ, "PYTHONPATH": str(WORKERS)}) as process:
+        return process.output(guard)
+
+
+class Log(list[Any]):
+    """What an engine noted; a test waits for it with `eventually`."""
+
+    def note(self, entry: Any) -> None:
+        self.append(entry)

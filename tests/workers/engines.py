@@ -1,0 +1,47 @@
+"""A worker with an engine for each thing that tests do to processes. Prints its address, serves until killed.
+
+Settings are given as ``name=number`` arguments.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+
+import headrace as hr
+
+
+async def count(request):
+    """Yields so many numbers; with `gap`, so many seconds apart; then waits for ever when `hang` is set."""
+    for number in range(request["items"]):
+        yield number
+        if request.get("gap"):
+            await asyncio.sleep(request["gap"])
+    if request.get("hang"):
+        await asyncio.Event().wait()
+
+
+async def block(request):
+    """Blocks the whole loop after its first item."""
+    yield "blocking"
+    await asyncio.sleep(0)
+    time.sleep(request["seconds"])
+    yield "done"
+
+
+async def echo(request):
+    return request
+
+
+async def main() -> None:
+    settings = {}
+    for argument in sys.argv[1:]:
+        name, _, value = argument.partition("=")
+        settings[name] = float(value) if "." in value else int(value)
+    async with hr.serve({"count": count, "block": block, "echo": echo}, **settings) as worker:
+        print(worker.address, flush=True)
+        await worker.wait_closed()
+
+
+asyncio.run(main())
