@@ -92,9 +92,7 @@ def live_view(console: Console, answers: Sequence[Answer]) -> Generator[None, No
 def print_first_token(console: Console, number: int, answer: Answer) -> None:
     """Say that an answer has begun, where no live table says so."""
     if not console.is_terminal:
-        print_plain(
-            console, f"[{number}] {answer.worker}: first token after {answer.first_token_ms:.0f} ms"
-        )
+        print_plain(console, f"[{number}] {answer.worker}: first token after {answer.first_token_ms:.0f} ms")
 
 
 def print_end(console: Console, number: int, answer: Answer) -> None:

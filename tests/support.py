@@ -48,10 +48,14 @@ def idle(*parties: hr.Worker | hr.Router) -> bool:
 
 @contextlib.asynccontextmanager
 async def serving(
-    engine: Any, *, router: dict[str, Any] | None = None, **settings: Any
+    engine: Any,
+    address: str = "127.0.0.1:0",
+    *,
+    router: dict[str, Any] | None = None,
+    **settings: Any,
 ) -> AsyncIterator[tuple[hr.Worker, hr.Router]]:
     """A worker and a router on this loop. A test that passes leaves every gauge at zero."""
-    async with hr.serve(engine, **settings) as worker:
+    async with hr.serve(engine, address, **settings) as worker:
         async with hr.Router(worker.address, **(router or {})) as its_router:
             yield worker, its_router
             await eventually(lambda: idle(worker, its_router))
@@ -78,17 +82,18 @@ class Process:
     def pid(self) -> int:
         return self.popen.pid
 
-    def line(self) -> str:
-        """The next line that it prints."""
+    async def line(self) -> str:
+        """The next line that it prints. The loop goes on meanwhile."""
         assert self.popen.stdout is not None
-        line = self.popen.stdout.readline()
+        line = await asyncio.wait_for(asyncio.to_thread(self.popen.stdout.readline), GUARD)
         assert line, f"it printed nothing and ended: {self.output()}"
         return line.rstrip("\n")
 
-    def error_line(self) -> str:
-        """The next line that it prints to stderr."""
+    async def error_line(self) -> str:
+        """The next line that it prints to standard error."""
         assert self.popen.stderr is not None
-        return self.popen.stderr.readline().rstrip("\n")
+        line = await asyncio.wait_for(asyncio.to_thread(self.popen.stderr.readline), GUARD)
+        return line.rstrip("\n")
 
     def signal(self, number: int) -> None:
         self.popen.send_signal(number)
@@ -123,11 +128,13 @@ def python(*arguments: str, **options: Any) -> Iterator[Process]:
         process.end()
 
 
-@contextlib.contextmanager
-def worker_process(name: str = "engines.py", *arguments: str) -> Iterator[tuple[Process, str]]:
-    """A worker in a process of its own and its address, which it prints first."""
+@contextlib.asynccontextmanager
+async def worker_process(
+    name: str = "engines.py", *arguments: str
+) -> AsyncIterator[tuple[Process, str]]:
+    """A process of a test and the first line that it prints: a worker's is its address."""
     with python(str(WORKERS / name), *arguments) as process:
-        yield process, process.line()
+        yield process, await process.line()
 
 
 def run_script(code: str, *arguments: str, guard: float = GUARD) -> tuple[int, str, str]:

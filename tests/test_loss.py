@@ -18,7 +18,7 @@ PING = {"ping_interval": 0.2, "ping_timeout": 0.2}
 
 
 async def test_a_killed_worker_is_disconnected_after_the_items_that_came():
-    with worker_process() as (process, address):
+    async with worker_process() as (process, address):
         async with routing(address) as router:
             stream = await router.generate({"items": 5, "hang": True}, endpoint="count")
             assert [await anext(stream) for _ in range(5)] == list(range(5))
@@ -39,7 +39,7 @@ async def test_a_killed_worker_is_disconnected_after_the_items_that_came():
 
 
 async def test_items_that_came_before_the_loss_are_still_read():
-    with worker_process() as (process, address):
+    async with worker_process() as (process, address):
         async with routing(address) as router:
             stream = await router.generate({"items": 5, "hang": True}, endpoint="count")
             # The answer to a later request shows that the items are here already.
@@ -54,7 +54,7 @@ async def test_items_that_came_before_the_loss_are_still_read():
 
 
 async def test_a_call_in_flight_on_a_killed_worker_is_disconnected_not_retried():
-    with worker_process() as (process, address):
+    async with worker_process() as (process, address):
         async with routing(address) as router:
             call = asyncio.ensure_future(
                 router.call({"items": 0, "hang": True}, endpoint="count", item_timeout=None)
@@ -70,18 +70,18 @@ async def test_a_call_in_flight_on_a_killed_worker_is_disconnected_not_retried()
 
 async def test_a_killed_worker_that_comes_back_is_used_again(tmp_path):
     address = f"unix:{tmp_path}/worker"
-    with worker_process("at_address.py", address) as (process, _):
+    async with worker_process("at_address.py", address) as (process, _):
         async with routing(address) as router:
             first = await router.call("x")
             process.signal(signal.SIGKILL)
             await eventually(lambda: router.stats()["links"] == 0)
-            with worker_process("at_address.py", address):
+            async with worker_process("at_address.py", address):
                 second = await router.call("x", timeout=GUARD)
                 assert first == second == "x"
 
 
 async def test_a_frozen_worker_is_given_up_within_the_liveness_bound():
-    with worker_process("engines.py", "ping_interval=60", "ping_timeout=60") as (process, address):
+    async with worker_process("engines.py", "ping_interval=60", "ping_timeout=60") as (process, address):
         async with routing(address, **PING) as router:
             stream = await router.generate({"items": 2, "hang": True}, endpoint="count")
             assert [await anext(stream) for _ in range(2)] == [0, 1]
@@ -104,7 +104,7 @@ async def test_a_frozen_router_is_given_up_and_its_engines_are_cancelled():
             cancelled.set()
 
     async with hr.serve(hangs, **PING) as worker:
-        with worker_process("reader.py", worker.address) as (process, line):
+        async with worker_process("reader.py", worker.address) as (process, line):
             assert line == "read 1"
             process.signal(signal.SIGSTOP)
             await asyncio.wait_for(cancelled.wait(), GUARD)
@@ -122,14 +122,14 @@ async def test_a_killed_router_cancels_its_engines():
             cancelled.set()
 
     async with hr.serve(hangs) as worker:
-        with worker_process("reader.py", worker.address) as (process, _):
+        async with worker_process("reader.py", worker.address) as (process, _):
             process.signal(signal.SIGKILL)
             await asyncio.wait_for(cancelled.wait(), GUARD)
             await eventually(lambda: not any(worker.stats()[k] for k in ("links", "running")))
 
 
 async def test_an_idle_link_lives_on():
-    with worker_process("engines.py", "ping_interval=0.2", "ping_timeout=0.2") as (_, address):
+    async with worker_process("engines.py", "ping_interval=0.2", "ping_timeout=0.2") as (_, address):
         async with routing(address, **PING) as router:
             assert await router.call(1, endpoint="echo") == 1
             instance = router.instances()[0].instance_id
@@ -142,7 +142,7 @@ async def test_an_idle_link_lives_on():
 
 async def test_a_worker_whose_loop_is_blocked_still_answers_ping_reject_and_kill():
     settings = ("concurrency=1", "queue=0", "ping_interval=0.2", "ping_timeout=0.2")
-    with worker_process("engines.py", *settings) as (_, address):
+    async with worker_process("engines.py", *settings) as (_, address):
         async with routing(address, **PING) as router, routing(address, **PING) as another:
             assert await another.call(1, endpoint="echo") == 1
             stream = await router.generate({"seconds": 3}, endpoint="block")
@@ -163,7 +163,7 @@ async def test_a_worker_whose_loop_is_blocked_still_answers_ping_reject_and_kill
 
 
 async def test_a_deadline_is_kept_though_the_workers_loop_is_blocked():
-    with worker_process() as (_, address):
+    async with worker_process() as (_, address):
         async with routing(address) as router:
             stream = await router.generate({"seconds": 3}, endpoint="block", timeout=0.3)
             assert await anext(stream) == "blocking"
@@ -179,7 +179,7 @@ async def test_a_blocked_caller_keeps_its_link():
             yield number
             await asyncio.sleep(0.01)
 
-    with worker_process("engines.py", "ping_interval=0.2", "ping_timeout=0.2") as (_, address):
+    async with worker_process("engines.py", "ping_interval=0.2", "ping_timeout=0.2") as (_, address):
         async with routing(address, **PING) as router:
             stream = await router.generate({"items": 5, "gap": 0.05}, endpoint="count")
             assert await anext(stream) == 0

@@ -32,9 +32,7 @@ class ArmModule(Protocol):
         """Stay connected while entered."""
         ...
 
-    def serve(
-        self, engines: Mapping[str, Callable[[Any], Any]]
-    ) -> AbstractAsyncContextManager[str]:
+    def serve(self, engines: Mapping[str, Callable[[Any], Any]]) -> AbstractAsyncContextManager[str]:
         """Serve while entered; gives the address."""
         ...
 

@@ -7,8 +7,9 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
-import usage
 import uvloop
+
+import usage
 from arms import ARMS
 from bench import Bench, Server
 from scenarios import SCENARIOS

@@ -47,8 +47,7 @@ async def kill(bench: Bench) -> Figures:
     for client, server in zip(bench.clients, bench.servers, strict=True):
         opened = [asyncio.Event() for _ in range(bench.params["streams"])]
         tasks = [
-            asyncio.create_task(_until_error(client, index, event))
-            for index, event in enumerate(opened)
+            asyncio.create_task(_until_error(client, index, event)) for index, event in enumerate(opened)
         ]
         for event in opened:
             await event.wait()

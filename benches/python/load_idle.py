@@ -49,7 +49,7 @@ async def _open_one(bench: Bench, index: int) -> object:
     return task
 
 
-async def _consume(stream: Any, opened: asyncio.Event) -> None:  # noqa: ANN401
+async def _consume(stream: Any, opened: asyncio.Event) -> None:
     """Read a stream that does not end."""
     async for _ in stream:
         opened.set()

@@ -71,9 +71,7 @@ class Busy:
         ticks = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
         user, nice, system, _, _, irq, softirq, steal = ticks[:8]
         busy = user + nice + system + irq + softirq + steal
-        usages = [
-            resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-        ]
+        usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
         ours = sum(used.ru_utime + used.ru_stime for used in usages)
         return cls(busy / os.sysconf("SC_CLK_TCK"), ours, monotonic())
 

@@ -22,7 +22,7 @@ class RunFailed(Exception):
 class Child:
     """A Python process of this folder, its output read line by line."""
 
-    def __init__(self, process: asyncio.subprocess.Process, errors: Any) -> None:  # noqa: ANN401
+    def __init__(self, process: asyncio.subprocess.Process, errors: Any) -> None:
         """Take over a process that was just started, and the file of its error output."""
         self._process = process
         self._errors = errors

@@ -42,24 +42,16 @@ def spread(results: Iterable[Result], scenario: str, arm: str, key: str) -> Spre
     return Spread(median(values), min(values), max(values)) if values else None
 
 
-def summarise(
-    results: Sequence[Result], scenarios: Sequence[Scenario], arms: Sequence[str]
-) -> list[Row]:
+def summarise(results: Sequence[Result], scenarios: Sequence[Scenario], arms: Sequence[str]) -> list[Row]:
     """Return one row for each metric that any arm has a figure for."""
-    rows = [
-        _row(results, scenario, metric, arms)
-        for scenario in scenarios
-        for metric in scenario.metrics
-    ]
+    rows = [_row(results, scenario, metric, arms) for scenario in scenarios for metric in scenario.metrics]
     return [row for row in rows if row.arms]
 
 
 def _row(results: Sequence[Result], scenario: Scenario, metric: Metric, arms: Sequence[str]) -> Row:
     """Return the row of one metric."""
     spreads = {
-        arm: found
-        for arm in arms
-        if (found := spread(results, scenario.name, arm, metric.key)) is not None
+        arm: found for arm in arms if (found := spread(results, scenario.name, arm, metric.key)) is not None
     }
     judged, reference = spreads.get(JUDGED), spreads.get(REFERENCE)
     ratio = judged.middle / reference.middle if judged and reference and reference.middle else None

@@ -114,9 +114,7 @@ def _first_figure(scenario: Scenario, result: Result) -> str:
     return ""
 
 
-def write_json(
-    options: argparse.Namespace, results: list[Result], where: dict[str, object]
-) -> None:
+def write_json(options: argparse.Namespace, results: list[Result], where: dict[str, object]) -> None:
     """Write every figure, and what it takes to judge and repeat them."""
     names = [arm.name for arm in options.arms]
     document = {

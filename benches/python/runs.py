@@ -47,9 +47,7 @@ async def run_once(scenario: Scenario, arm: Arm, repeat: int, cores: Cores, quic
     return Result(scenario.name, arm.name, repeat, others_share, figures, failure)
 
 
-async def _figures(
-    scenario: Scenario, arm: Arm, cores: Cores, params: Mapping[str, Any]
-) -> dict[str, float]:
+async def _figures(scenario: Scenario, arm: Arm, cores: Cores, params: Mapping[str, Any]) -> dict[str, float]:
     """Run the servers around the client, and join their figures."""
     server_cpu = cores.client if scenario.one_core else cores.server
     async with AsyncExitStack() as stack:
@@ -87,7 +85,6 @@ async def _first_responses(
         "cpu": cores.client,
     }
     answers = [
-        await run_client("first_response.py", {**job, "spawned_ns": monotonic_ns()})
-        for _ in range(processes)
+        await run_client("first_response.py", {**job, "spawned_ns": monotonic_ns()}) for _ in range(processes)
     ]
     return {key: median(answer[key] for answer in answers) for key in answers[0]}

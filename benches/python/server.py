@@ -9,8 +9,9 @@ import json
 import os
 import sys
 
-import usage
 import uvloop
+
+import usage
 from arms import ARMS
 from engines import ENGINES
 

@@ -33,9 +33,7 @@ def cell(found: Spread | None) -> str:
     return f"{number(found.middle)} ({number(found.least)}-{number(found.most)})"
 
 
-def print_report(
-    results: Sequence[Result], scenarios: Sequence[Scenario], arms: Sequence[str]
-) -> None:
+def print_report(results: Sequence[Result], scenarios: Sequence[Scenario], arms: Sequence[str]) -> None:
     """Print the figures, what they took, what went wrong, and whether others disturbed."""
     print(f"\nmedian (least-most) of the repeats; ratio is {JUDGED} / {REFERENCE}\n")
     rows = summarise(results, scenarios, arms)
@@ -70,9 +68,7 @@ def _figure_cells(row: Row, arms: Sequence[str]) -> list[str]:
     ]
 
 
-def _use(
-    results: Sequence[Result], scenarios: Sequence[Scenario], arms: Sequence[str]
-) -> list[list[str]]:
+def _use(results: Sequence[Result], scenarios: Sequence[Scenario], arms: Sequence[str]) -> list[list[str]]:
     """Return the rows of the second table."""
     rows: list[list[str]] = []
     for scenario in scenarios:
@@ -87,6 +83,4 @@ def _print_table(head: list[str], rows: list[list[str]]) -> None:
     """Print columns as wide as they need to be."""
     widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
     for row in [head, ["-" * width for width in widths], *rows]:
-        print(
-            "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
-        )
+        print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())

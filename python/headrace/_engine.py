@@ -35,7 +35,7 @@ def engine_name(engine: object) -> str:
     """
     name = getattr(engine, "__name__", None) or type(engine).__name__
     if name == "<lambda>":
-        raise ValueError("a lambda has no name; serve it as {\"endpoint\": engine}")
+        raise ValueError('a lambda has no name; serve it as {"endpoint": engine}')
     return cast("str", name)
 
 
@@ -110,14 +110,18 @@ class Runner:
             name = getattr(self._function, "__name__", "engine")
             self._threads = _Threads(run, f"headrace-{name}", most)
 
+    def attach(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Take the loop that tasks run on. (``asyncio.get_running_loop`` costs a system call each time.)"""
+        self._create_task = loop.create_task
+
     def start(self, request: Any, sink: Sink) -> None:
-        """Begin to answer a request."""
+        """Begin to answer a request, on the loop of :meth:`attach`."""
         if self._threads is not None:
             self._threads.submit(request, sink)
             return
         # The loop keeps only weak references to tasks; the sink, which its hub holds until the request
         # has ended, keeps this one through what it is bound to.
-        sink.bind(asyncio.get_running_loop().create_task(self._run(request, sink)))
+        sink.bind(self._create_task(self._run(request, sink)))
 
     def close(self) -> None:
         """Let the engine's threads end once they have nothing to do."""
@@ -227,7 +231,7 @@ async def _close_generator(stream: object) -> None:
         await close()
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException:  # noqa: S110
+    except BaseException:
         pass
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import os
 import weakref
 from collections.abc import AsyncGenerator
@@ -49,17 +50,15 @@ def _close_before(loop: asyncio.AbstractEventLoop, hub: LoopHub) -> None:
     generator = sentinel()
     _sentinels[loop] = generator
     step = generator.__anext__()
-    try:
+    with contextlib.suppress(StopIteration):
         step.send(None)
-    except StopIteration:
-        pass
 
 
 def _close_all() -> None:
     for hub in list(_hubs.values()):
         hub.close()
-    _headrace._exit()
+    _headrace._exit()  # pyright: ignore[reportPrivateUsage]
 
 
 atexit.register(_close_all)
-os.register_at_fork(after_in_child=_headrace._forked)
+os.register_at_fork(after_in_child=_headrace._forked)  # pyright: ignore[reportPrivateUsage]

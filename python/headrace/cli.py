@@ -66,9 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--max-message-bytes", type=int, default=32 * 1024 * 1024, help="largest request and item"
     )
-    serve.add_argument(
-        "--token-file", metavar="PATH", help="routers must present the token in this file"
-    )
+    serve.add_argument("--token-file", metavar="PATH", help="routers must present the token in this file")
     serve.add_argument(
         "--expose-tracebacks", action="store_true", help="tell callers the tracebacks of engines"
     )

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import msgspec
-
 from headrace._headrace import Codec
 
 ARRAY_EXTENSION = 1
@@ -106,7 +105,7 @@ def _encode_hook(value: Any) -> Any:
         return msgspec.msgpack.Ext(ARRAY_EXTENSION, array)
     numpy = sys.modules.get("numpy")
     if numpy is not None and isinstance(value, numpy.generic):
-        return cast("Any", value).item()
+        return value.item()
     dump = getattr(cast("Any", type(value)), "model_dump", None)
     if dump is not None:
         return dump(value)
@@ -130,14 +129,15 @@ def _find_unsupported(value: Any, path: str, depth: int = 0) -> tuple[str, type[
     elif isinstance(value, list | tuple | set | frozenset):
         sequence = cast("list[Any]", value)
         parts = [(f"{path}[{index}]", part) for index, part in enumerate(sequence)]
-    elif hasattr(value, "__dataclass_fields__") or isinstance(value, msgspec.Struct):
-        names = getattr(value, "__struct_fields__", None) or value.__dataclass_fields__
-        parts = [(f"{path}.{name}", getattr(value, name, None)) for name in names]
+    else:
+        fields: Any = getattr(value, "__struct_fields__", None) or getattr(value, "__dataclass_fields__", ())
+        names = [str(name) for name in fields]
+        parts = [(f"{path}.{name}", getattr(cast("object", value), name, None)) for name in names]
     for name, part in parts:
         found = _find_unsupported(part, name, depth + 1)
         if found is not None:
             return found
-    return path, type(value)
+    return path, type(cast("object", value))
 
 
 _encoder = msgspec.msgpack.Encoder(enc_hook=_encode_hook)

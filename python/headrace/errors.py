@@ -56,9 +56,7 @@ class Disconnected(HeadraceError, ConnectionError):
         instance_id: str | None = None,
         items: int = 0,
     ) -> None:
-        super().__init__(
-            message, phase=phase, request_id=request_id, instance_id=instance_id, items=items
-        )
+        super().__init__(message, phase=phase, request_id=request_id, instance_id=instance_id, items=items)
         self.reason = reason
         self.maybe_executed = maybe_executed
 
@@ -86,9 +84,7 @@ class NoSuchEndpoint(HeadraceError):
         instance_id: str | None = None,
         items: int = 0,
     ) -> None:
-        super().__init__(
-            message, phase=phase, request_id=request_id, instance_id=instance_id, items=items
-        )
+        super().__init__(message, phase=phase, request_id=request_id, instance_id=instance_id, items=items)
         self.endpoint = endpoint
         self.available = available or []
 
@@ -114,9 +110,7 @@ class Overloaded(HeadraceError):
         instance_id: str | None = None,
         items: int = 0,
     ) -> None:
-        super().__init__(
-            message, phase=phase, request_id=request_id, instance_id=instance_id, items=items
-        )
+        super().__init__(message, phase=phase, request_id=request_id, instance_id=instance_id, items=items)
         self.retry_after = retry_after
 
 
@@ -137,9 +131,7 @@ class DeadlineExceeded(HeadraceError, TimeoutError):
         instance_id: str | None = None,
         items: int = 0,
     ) -> None:
-        super().__init__(
-            message, phase=phase, request_id=request_id, instance_id=instance_id, items=items
-        )
+        super().__init__(message, phase=phase, request_id=request_id, instance_id=instance_id, items=items)
         self.elapsed = elapsed
 
 
@@ -172,9 +164,7 @@ class PayloadTooLarge(HeadraceError, ValueError):
         instance_id: str | None = None,
         items: int = 0,
     ) -> None:
-        super().__init__(
-            message, phase=phase, request_id=request_id, instance_id=instance_id, items=items
-        )
+        super().__init__(message, phase=phase, request_id=request_id, instance_id=instance_id, items=items)
         self.limit = limit
         self.actual = actual
         self.setting = setting
@@ -213,9 +203,7 @@ class EngineError(HeadraceError):
         instance_id: str | None = None,
         items: int = 0,
     ) -> None:
-        super().__init__(
-            message, phase=phase, request_id=request_id, instance_id=instance_id, items=items
-        )
+        super().__init__(message, phase=phase, request_id=request_id, instance_id=instance_id, items=items)
         self.engine_type = engine_type
         self.engine_message = engine_message
         self.engine_traceback = engine_traceback

@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Generator, Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from headrace import _headrace
 from headrace._engine import Runner, engine_name
@@ -166,7 +166,7 @@ def serve(
     """
     engines: dict[str, Any]
     if isinstance(engine, Mapping):
-        engines = {str(name): each for name, each in engine.items()}  # pyright: ignore
+        engines = {str(name): each for name, each in cast("Mapping[Any, Any]", engine).items()}
     else:
         engines = {engine_name(engine): engine}
     settings = WorkerSettings(
@@ -183,12 +183,13 @@ def serve(
         insecure=insecure,
     )
     runners = {
-        name: Runner(each, concurrency, expose_tracebacks=expose_tracebacks)
-        for name, each in engines.items()
+        name: Runner(each, concurrency, expose_tracebacks=expose_tracebacks) for name, each in engines.items()
     }
     values = codec(request_type)
 
     async def begin() -> Worker:
+        for runner in runners.values():
+            runner.attach(asyncio.get_running_loop())
         slots = [(name, EngineSlot(runner.start, values)) for name, runner in runners.items()]
         native = await _headrace.bind(settings, slots, current_hub())
         return Worker(native, list(runners.values()))

@@ -148,13 +148,13 @@ async fn stream_ids_lengths_and_credit_are_checked() {
     .await;
 }
 
-/// 1 MiB each is declared and one byte sent: what an assembly reserves counts before the bytes come.
+/// 4 MiB each are declared and one byte sent: what an assembly reserves counts before the bytes come.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn requests_that_never_complete_are_bounded_and_forgotten_with_their_link() {
     let net = Net::start().await;
     let mut peer = Raw::router(net.worker.address()).await;
     for stream in 1..=1_100 {
-        peer.send(Kind::Request, FRAGMENT, stream, &[0, 0, 16, 0, 1]).await;
+        peer.send(Kind::Request, FRAGMENT, stream, &[0, 0, 64, 0, 1]).await;
     }
     let refused = peer.until(Kind::Reject).await;
     let fitting = (budget::PROCESS_CEILING_BYTES / ASSEMBLY_BYTES_FIRST) as u64;

@@ -76,11 +76,7 @@ impl ResponseStream {
     }
 
     /// Runs one step of whatever is awaited. `what` is polled with the stream once it is open.
-    fn step(
-        &self,
-        py: Python<'_>,
-        what: impl Fn(&CoreStream, &Context<'_>) -> Poll<Step>,
-    ) -> PyResult<Step> {
+    fn step(&self, py: Python<'_>, what: impl Fn(&CoreStream, &Context<'_>) -> Poll<Step>) -> PyResult<Step> {
         self.hub.check()?;
         let mut inner = self.inner.lock();
         let Inner { state, parking, .. } = &mut *inner;
@@ -254,11 +250,7 @@ impl ResponseStream {
     }
 
     #[pyo3(signature = (*_exception))]
-    fn __aexit__(
-        &self,
-        py: Python<'_>,
-        _exception: &Bound<'_, pyo3::types::PyTuple>,
-    ) -> PyResult<Immediate> {
+    fn __aexit__(&self, py: Python<'_>, _exception: &Bound<'_, pyo3::types::PyTuple>) -> PyResult<Immediate> {
         self.aclose(py)
     }
 
@@ -369,7 +361,9 @@ impl Call {
     fn __next__(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
         let stream = self.stream.get();
         let step = if self.single {
-            stream.step(py, |open, cx| open.poll_single(cx).map(|result| result.map_or_else(Step::Failed, Step::Item)))
+            stream.step(py, |open, cx| {
+                open.poll_single(cx).map(|result| result.map_or_else(Step::Failed, Step::Item))
+            })
         } else {
             stream.step(py, |_, _| Poll::Ready(Step::Opened))
         }?;
@@ -408,11 +402,7 @@ impl Call {
     }
 
     #[pyo3(signature = (*_exception))]
-    fn __aexit__(
-        &self,
-        py: Python<'_>,
-        _exception: &Bound<'_, pyo3::types::PyTuple>,
-    ) -> PyResult<Immediate> {
+    fn __aexit__(&self, py: Python<'_>, _exception: &Bound<'_, pyo3::types::PyTuple>) -> PyResult<Immediate> {
         self.stream.get().aclose(py)
     }
 }

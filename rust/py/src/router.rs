@@ -26,8 +26,9 @@ pub(crate) struct RouterSettings {
 
 /// Seconds as a duration, refusing what is none.
 pub(crate) fn seconds(name: &str, value: f64) -> PyResult<Duration> {
-    Duration::try_from_secs_f64(value)
-        .map_err(|_| PyValueError::new_err(format!("{name} must be a number of seconds from 0 up, not {value}")))
+    Duration::try_from_secs_f64(value).map_err(|_| {
+        PyValueError::new_err(format!("{name} must be a number of seconds from 0 up, not {value}"))
+    })
 }
 
 /// A whole number that a setting holds, refusing what does not fit by the setting's name.
@@ -39,7 +40,9 @@ where
         if !error.is_instance_of::<PyOverflowError>(value.py()) {
             return error;
         }
-        PyValueError::new_err(format!("{name} must be a whole number from 0 up that is not too large, not {value}"))
+        PyValueError::new_err(format!(
+            "{name} must be a whole number from 0 up that is not too large, not {value}"
+        ))
     })
 }
 
@@ -211,7 +214,12 @@ impl Router {
     }
 
     /// A future that says whether `count` instances took requests within `timeout` seconds.
-    fn wait_for_instances<'py>(&self, py: Python<'py>, count: usize, timeout: f64) -> PyResult<Bound<'py, PyAny>> {
+    fn wait_for_instances<'py>(
+        &self,
+        py: Python<'py>,
+        count: usize,
+        timeout: f64,
+    ) -> PyResult<Bound<'py, PyAny>> {
         self.hub.check()?;
         let router = self.with(py, Clone::clone)?;
         let timeout = seconds("timeout", timeout)?;

@@ -319,7 +319,8 @@ impl Sink {
         };
         let waiter = place.arm(py);
         let cx = std::task::Context::from_waker(place.waker());
-        let waits = matches!(&*self.responder.lock(), Some(responder) if responder.poll_drained(&cx).is_pending());
+        let waits =
+            matches!(&*self.responder.lock(), Some(responder) if responder.poll_drained(&cx).is_pending());
         Ok(waits.then_some(waiter))
     }
 

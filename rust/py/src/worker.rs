@@ -62,7 +62,10 @@ fn shut_down() -> Fault {
 }
 
 /// Begins a request on the loop's thread.
-pub(crate) fn start(engine: &Bound<'_, EngineSlot>, (request, responder): (Request, Responder)) -> PyResult<()> {
+pub(crate) fn start(
+    engine: &Bound<'_, EngineSlot>,
+    (request, responder): (Request, Responder),
+) -> PyResult<()> {
     let py = engine.py();
     let slot = engine.get();
     if responder.is_killed() {
@@ -127,7 +130,8 @@ impl WorkerSettings {
             insecure,
         };
         config.check().map_err(|error| start_error(&error))?;
-        let address: Address = address.parse().map_err(|error: headrace::address::AddressError| start_error(&error.into()))?;
+        let address: Address =
+            address.parse().map_err(|error: headrace::address::AddressError| start_error(&error.into()))?;
         address.check(insecure).map_err(|error| start_error(&error.into()))?;
         Ok(Self { address, config })
     }

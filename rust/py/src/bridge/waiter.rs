@@ -191,7 +191,12 @@ impl Waiter {
 }
 
 impl Waiter {
-    fn call_soon(&self, slf: &Bound<'_, Self>, callback: Py<PyAny>, context: Option<Py<PyAny>>) -> PyResult<()> {
+    fn call_soon(
+        &self,
+        slf: &Bound<'_, Self>,
+        callback: Py<PyAny>,
+        context: Option<Py<PyAny>>,
+    ) -> PyResult<()> {
         let py = slf.py();
         let event_loop = self.hub.event_loop(py)?;
         let options = PyDict::new(py);
