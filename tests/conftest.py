@@ -48,7 +48,7 @@ def nothing_stays_claimed() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def no_tokio_thread_enters_python() -> Iterator[None]:
+def no_tokio_thread_enters_python(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     entries = _headrace._audit()
     if entries is None:
@@ -57,5 +57,6 @@ def no_tokio_thread_enters_python() -> Iterator[None]:
             stacklevel=1,
         )
         return
-    assert entries, "nothing was recorded at all, so the audit shows nothing"
+    whole_run = request.session.testscollected > 500
+    assert entries or not whole_run, "nothing was recorded at all, so the audit shows nothing"
     assert [name for name in entries if name.startswith(TOKIO_THREAD)] == [], entries

@@ -84,12 +84,6 @@ async def main():
     await asyncio.sleep(0.01)
 run(main())
 """,
-    "the loop is closed by hand": """
-loop = new_event_loop()
-kept = loop.run_until_complete(open_streams())
-loop.run_until_complete(loop.shutdown_asyncgens())
-loop.close()
-""",
     "streams are part of a cycle": """
 async def main():
     class Cycle: pass
@@ -116,8 +110,8 @@ run(main())
 """,
     "one loop after the other": """
 async def main():
-    _, _, (stream, *_) = await open_streams()
-    return await anext(stream)
+    worker, router, streams = await open_streams()
+    return await anext(streams[0])
 for _ in range(5):
     assert run(main()) == 1
 """,
@@ -140,17 +134,13 @@ def test_a_process_ends_quietly_with_exit_code_0_when(case, loop):
 
 
 @both_loops
-def test_a_loop_that_is_neither_closed_nor_shut_down_does_not_hold_up_exit(loop):
-    code, _, err = ends(loop, "loop = new_event_loop(); kept = loop.run_until_complete(open_streams())")
+@pytest.mark.parametrize("end", ["", "loop.run_until_complete(loop.shutdown_asyncgens())", "loop.close()"])
+def test_a_loop_that_is_not_ended_with_care_does_not_hold_up_exit(end, loop):
+    code, _, err = ends(loop, f"loop = new_event_loop(); kept = loop.run_until_complete(open_streams()); {end}")
     assert code == 0
-    # asyncio itself may mention tasks that never ended; that is all.
+    # asyncio itself may mention tasks and generators that never ended; that is all.
     assert "Traceback" not in err, err
-    code, _, err = ends(
-        loop,
-        "loop = new_event_loop(); kept = loop.run_until_complete(open_streams()); loop.close()",
-    )
-    assert code == 0
-    assert "Traceback" not in err, err
+    assert "headrace/" not in err, err
 
 
 @both_loops
@@ -295,7 +285,7 @@ FORK_USES: dict[str, Any] = {
     "calls": "refused(lambda: router.call(None, endpoint='endless'))",
     "asks the router": "refused(router.stats); refused(router.instances)",
     "asks the worker": "refused(worker.stats)",
-    "reads a stream": "refused(lambda: streams[0].__anext__().send(None))",
+    "reads a stream": "refused(lambda: next(streams[0]))",
     "kills a stream": "refused(streams[0].kill)",
     "closes the router": "refused(lambda: router.aclose().send(None))",
     "makes a router on a new loop": """
@@ -351,8 +341,8 @@ def test_a_process_that_forks_before_it_uses_headrace_may_use_it_in_the_child(lo
     script = """
 child = os.fork()
 async def main():
-    _, _, (stream, *_) = await open_streams()
-    return await anext(stream)
+    worker, router, streams = await open_streams()
+    return await anext(streams[0])
 assert run(main()) == 1
 if child:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -18,7 +18,7 @@ from typing import Any, cast
 
 from headrace import errors
 from headrace._headrace import Context, Sink
-from headrace.codec import Unencodable
+from headrace.codec import Unencodable, encode_item
 
 Start = Callable[[Any, Sink], None]
 """Begins to answer a request; returns at once."""
@@ -179,7 +179,7 @@ class Runner:
             sink.open()
             try:
                 for item in stream:
-                    sink.push_blocking(item)
+                    _push(sink, item)
             finally:
                 close = getattr(stream, "close", None)
                 if close is not None:
@@ -195,10 +195,10 @@ class Runner:
             if inspect.isgenerator(result):
                 sink.open()
                 for item in result:
-                    sink.push_blocking(item)
-                sink.finish()
+                    _push(sink, item)
             else:
-                sink.finish_with(result)
+                _push(sink, result)
+            sink.finish()
         except BaseException as error:
             self._failed(sink, error)
 
@@ -220,6 +220,12 @@ class Runner:
             raise error
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise error
+
+
+def _push(sink: Sink, item: Any) -> None:
+    """Push an item from an engine's own thread, waiting there for credit."""
+    if not sink.push_blocking(*encode_item(item)):
+        raise errors.StreamKilled
 
 
 async def _close_generator(stream: object) -> None:

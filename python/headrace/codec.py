@@ -17,6 +17,9 @@ from headrace._headrace import Codec
 ARRAY_EXTENSION = 1
 """The msgpack extension type of an array inside a value."""
 
+_RAW, _MSGPACK, _NDARRAY = 0, 1, 2
+"""The encodings of items in the protocol."""
+
 _ALIGNMENT = 16
 """Array data begin at a multiple of this: the alignment of the widest vector loads that numpy relies on."""
 
@@ -161,6 +164,21 @@ def encode(value: Any) -> bytes:
         raise Unencodable(
             f"{path} of type {kind.__module__}.{kind.__qualname__} cannot be sent: {error}"
         ) from None
+
+
+def encode_item(value: Any) -> tuple[int, bytes]:
+    """An item as its encoding and its bytes: what :class:`Codec` does natively, for the threads of synchronous
+    engines. They may end anywhere as the interpreter exits, but not in Python code below a native frame.
+
+    Raises:
+        TypeError: as :func:`encode`.
+    """
+    if isinstance(value, bytes):
+        return _RAW, value
+    if isinstance(value, bytearray | memoryview):
+        return _RAW, bytes(cast("bytearray", value))
+    array = encode_array(value)
+    return (_MSGPACK, encode(value)) if array is None else (_NDARRAY, array)
 
 
 def _decoder(kind: Any) -> Callable[[Any], Any]:

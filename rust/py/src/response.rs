@@ -17,6 +17,7 @@ use crate::errors::call_error;
 use crate::ffi::{ForkSafe, raise_stop_iteration};
 use crate::payload::Codec;
 use crate::router::RouterHandle;
+use crate::runtime::{check_fork, is_forked};
 
 /// Ready items handed over before the loop gets a turn, so that a fast producer starves nobody.
 const READY_RUN_MAX: u32 = 64;
@@ -77,7 +78,7 @@ impl ResponseStream {
 
     /// Runs one step of whatever is awaited. `what` is polled with the stream once it is open.
     fn step(&self, py: Python<'_>, what: impl Fn(&CoreStream, &Context<'_>) -> Poll<Step>) -> PyResult<Step> {
-        self.hub.check()?;
+        self.hub.check(py)?;
         let mut inner = self.inner.lock();
         let Inner { state, parking, .. } = &mut *inner;
         let place = match parking {
@@ -126,6 +127,9 @@ impl ResponseStream {
     }
 
     fn kill_now(&self) {
+        if is_forked() {
+            return;
+        }
         let previous = {
             let mut inner = self.inner.lock();
             match &inner.state {
@@ -167,6 +171,7 @@ impl ResponseStream {
     }
 
     fn __next__(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+        check_fork(py)?;
         let step = match self.take_ready() {
             Some(step) => step,
             None => self.step(py, |stream, cx| stream.poll_next(cx).map(found))?,
@@ -204,6 +209,7 @@ impl ResponseStream {
     /// The items that are ready, at most `limit`, without waiting.
     #[pyo3(signature = (limit=4096))]
     fn _take_ready<'py>(&self, py: Python<'py>, limit: usize) -> PyResult<Bound<'py, PyList>> {
+        check_fork(py)?;
         let list = PyList::empty(py);
         while list.len() < limit {
             match self.with_open(CoreStream::try_next) {
@@ -229,12 +235,14 @@ impl ResponseStream {
 
     /// Asks the engine to finish; what it still yields arrives, then the stream ends cleanly.
     fn stop(&self, py: Python<'_>) -> PyResult<()> {
+        check_fork(py)?;
         self.with_open(CoreStream::stop);
         self.hub.settle(py)
     }
 
     /// Ends the stream at once. The engine is cancelled, unread items are dropped.
     fn kill(&self, py: Python<'_>) -> PyResult<()> {
+        check_fork(py)?;
         self.kill_now();
         self.hub.settle(py)
     }
@@ -291,7 +299,7 @@ impl ResponseStream {
 
 impl Drop for ResponseStream {
     fn drop(&mut self) {
-        if !crate::runtime::is_forked() {
+        if !is_forked() {
             // The KILL that this may send is flushed by the loop, which has to be told.
             self.kill_now();
             self.hub.flush_later();

@@ -146,7 +146,7 @@ impl Router {
     #[new]
     fn new(py: Python<'_>, settings: &RouterSettings, hub: &LoopHub) -> PyResult<Self> {
         let hub = Arc::clone(hub.hub());
-        hub.check()?;
+        hub.check(py)?;
         let driver = Arc::new(HubDriver(Arc::clone(&hub)));
         let router = CoreRouter::new(&settings.targets, settings.config.clone(), handle(py)?, driver)
             .map_err(|error| start_error(&error))?;
@@ -175,7 +175,7 @@ impl Router {
     ) -> PyResult<Call> {
         let py = request.py();
         check_process(py)?;
-        self.hub.check()?;
+        self.hub.check(py)?;
         let encoded = codec.get().encode(request)?;
         let payload = Item { encoding: encoded.encoding, payload: own(&self.hub, &encoded.bytes) };
         let mut options = CallOptions::new(payload);
@@ -220,7 +220,7 @@ impl Router {
         count: usize,
         timeout: f64,
     ) -> PyResult<Bound<'py, PyAny>> {
-        self.hub.check()?;
+        self.hub.check(py)?;
         let router = self.with(py, Clone::clone)?;
         let timeout = seconds("timeout", timeout)?;
         let event_loop = self.hub.event_loop(py)?;
@@ -228,6 +228,7 @@ impl Router {
     }
 
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        check_process(py)?;
         let stats = self.with(py, CoreRouter::stats).unwrap_or_default();
         let dict = PyDict::new(py);
         dict.set_item("links", stats.links)?;

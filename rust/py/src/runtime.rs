@@ -47,23 +47,30 @@ pub(crate) fn handle(py: Python<'_>) -> PyResult<Handle> {
 
 /// Refuses to go on in a forked child or while the interpreter exits.
 pub(crate) fn check_process(py: Python<'_>) -> PyResult<()> {
-    if is_forked() {
-        return Err(errors::forked(py));
-    }
+    check_fork(py)?;
     if EXITING.load(Ordering::Relaxed) {
         return Err(errors::start_failed("the interpreter is exiting"));
     }
     Ok(())
 }
 
+/// Refuses to go on in a forked child, where streams and their sockets are the parent's.
+pub(crate) fn check_fork(py: Python<'_>) -> PyResult<()> {
+    if is_forked() { Err(errors::forked(py)) } else { Ok(()) }
+}
+
 pub(crate) fn is_forked() -> bool {
     FORKED.load(Ordering::Relaxed)
 }
 
-/// Called in a forked child: nothing of the parent's may be used or closed here.
+/// Called in a forked child: nothing of the parent's may be used or closed here. A child of a process that
+/// had not started Headrace may start it. (The lock is taken only to start and to end the runtime; whoever
+/// held it as the process was forked does not exist here.)
 #[pyfunction]
 pub(crate) fn _forked() {
-    FORKED.store(true, Ordering::Relaxed);
+    if RUNTIME.try_lock().is_none_or(|runtime| runtime.is_some()) {
+        FORKED.store(true, Ordering::Relaxed);
+    }
 }
 
 /// Called at interpreter exit, after every hub has been closed.

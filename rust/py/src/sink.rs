@@ -12,7 +12,7 @@ use headrace::wire::outbound::Pushed;
 use headrace::{Request, Responder};
 use parking_lot::Mutex;
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyBytes, PyDict};
 
 use crate::bridge::hub::Hub;
 use crate::bridge::parking::{Parked, Parking, calling};
@@ -113,18 +113,20 @@ impl Sink {
 
     fn push_encoded(&self, encoded: &Encoded<'_>) -> PyResult<Pushed> {
         let py = encoded.bytes.py();
-        let pushed = {
-            let responder = self.responder.lock();
-            let Some(responder) = &*responder else { return Err(stream_killed(py)) };
-            let bytes = encoded.bytes.as_bytes();
-            if bytes.len() < REFERENCE_BYTES_MIN {
-                responder.push(encoded.encoding, bytes)
-            } else {
-                responder.push_shared(encoded.encoding, share(&self.shared.hub, &encoded.bytes))
-            }
-        };
+        let pushed = self.push_bytes(encoded);
         self.shared.hub.settle(py)?;
         pushed.map_err(|error| push_error(py, &error))
+    }
+
+    fn push_bytes(&self, encoded: &Encoded<'_>) -> Result<Pushed, PushError> {
+        let responder = self.responder.lock();
+        let Some(responder) = &*responder else { return Err(PushError::Killed) };
+        let bytes = encoded.bytes.as_bytes();
+        if bytes.len() < REFERENCE_BYTES_MIN {
+            responder.push(encoded.encoding, bytes)
+        } else {
+            responder.push_shared(encoded.encoding, share(&self.shared.hub, &encoded.bytes))
+        }
     }
 
     /// Whether the loop should have a turn before the next item.
@@ -187,11 +189,20 @@ impl Sink {
     }
 
     /// Pushes an item from an engine's own thread, waiting there for credit.
-    fn push_blocking(&self, object: &Bound<'_, PyAny>) -> PyResult<()> {
-        if self.encode_and_push(object)? == Pushed::Waiting {
-            object.py().detach(|| self.wait_drained());
+    /// False when nobody wants it any more. Nothing here runs Python: such a thread is a daemon, which
+    /// CPython ends as it exits by unwinding its stack, and native frames do not survive that.
+    fn push_blocking(&self, py: Python<'_>, encoding: u8, payload: Bound<'_, PyBytes>) -> PyResult<bool> {
+        let pushed = self.push_bytes(&Encoded { encoding, bytes: payload });
+        self.shared.hub.settle(py)?;
+        match pushed {
+            Ok(Pushed::Buffered) => Ok(true),
+            Ok(Pushed::Waiting) => {
+                py.detach(|| self.wait_drained());
+                Ok(true)
+            }
+            Err(error @ PushError::TooLarge { .. }) => Err(push_error(py, &error)),
+            Err(_) => Ok(false),
         }
-        Ok(())
     }
 
     /// Ends the stream cleanly.
@@ -426,7 +437,7 @@ impl Context {
 
     /// An awaitable that is done when the stream is stopped or killed.
     fn stopped<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        self.shared.hub.check()?;
+        self.shared.hub.check(py)?;
         let waiter = Bound::new(py, Waiter::new(Arc::clone(&self.shared.hub)))?;
         if self.shared.control.is_stopped() {
             Waiter::complete(&waiter)?;

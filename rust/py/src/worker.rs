@@ -211,7 +211,7 @@ pub(crate) fn bind<'py>(
     hub: &LoopHub,
 ) -> PyResult<Bound<'py, PyAny>> {
     let hub = Arc::clone(hub.hub());
-    hub.check()?;
+    hub.check(py)?;
     let runtime = handle(py)?;
     let mut slots = Vec::new();
     let mut served: Vec<(String, Arc<dyn Engine>)> = Vec::new();

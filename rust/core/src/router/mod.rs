@@ -12,6 +12,7 @@ mod instances;
 mod policy;
 mod response;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -21,7 +22,6 @@ use std::time::Duration;
 use headrace_wire::body::{GoawayReason, Role};
 use headrace_wire::limits::STREAMS_PER_LINK_DEFAULT;
 use parking_lot::Mutex;
-use rustc_hash::FxHashMap;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 
@@ -59,8 +59,8 @@ pub(crate) struct Shared {
     picker: Picker,
     runtime: Handle,
     driver: Arc<dyn Driver>,
-    /// Calls that wait for an instance, by their number.
-    waiters: Mutex<FxHashMap<u64, Waker>>,
+    /// Calls that wait for an instance, by their number: woken in the order they came.
+    waiters: Mutex<BTreeMap<u64, Waker>>,
     closed: AtomicBool,
     close_signal: watch::Sender<bool>,
     changed: Notify,
@@ -128,7 +128,7 @@ impl Router {
             instances,
             runtime,
             driver,
-            waiters: Mutex::new(FxHashMap::default()),
+            waiters: Mutex::new(BTreeMap::new()),
             closed: AtomicBool::new(false),
             close_signal: watch::Sender::new(false),
             changed: Notify::new(),

@@ -13,6 +13,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread::ThreadId;
+use std::time::{Duration, Instant};
 
 use headrace::link::{Driver, Link};
 use headrace::{Request, Responder};
@@ -31,6 +32,9 @@ use crate::runtime::is_forked;
 
 /// Events handled in one callback before the loop gets its turn.
 const EVENTS_PER_DRAIN: usize = 512;
+
+/// How long interpreter exit waits for a loop on another thread to leave a callback.
+const ABANDON_WAIT: Duration = Duration::from_secs(1);
 
 /// Places to wait kept for reuse: as many as a busy loop has calls in flight.
 const SPARE_PARKINGS_MAX: usize = 1024;
@@ -91,6 +95,10 @@ pub(crate) struct Hub {
     closed: AtomicBool,
     closes: Mutex<Vec<Weak<dyn Closes>>>,
     scratch: Mutex<Vec<u8>>,
+    /// The loop's thread is in one of the callbacks, below which Python may run.
+    inside: AtomicBool,
+    /// The callbacks do nothing any more.
+    abandoned: AtomicBool,
     /// Places to wait that nobody uses, kept for the next call.
     spare_parkings: Mutex<Vec<Parking>>,
 }
@@ -128,7 +136,8 @@ impl Hub {
     }
 
     /// Refuses use from another thread or after the loop has ended.
-    pub(crate) fn check(&self) -> PyResult<()> {
+    pub(crate) fn check(&self, py: Python<'_>) -> PyResult<()> {
+        crate::runtime::check_fork(py)?;
         if self.closed.load(Ordering::Acquire) {
             return Err(PyRuntimeError::new_err("the event loop that this belongs to has ended"));
         }
@@ -232,12 +241,38 @@ impl Hub {
 
     /// The loop's thread begins something that may cause events; they are handled by [`Self::leave`].
     pub(crate) fn enter(&self) {
+        self.inside.store(true, Ordering::Relaxed);
         self.turns.fetch_add(1, Ordering::Relaxed);
         self.pending.store(true, Ordering::Release);
     }
 
     /// Handles what has gathered, up to a budget; then the loop is called back for the rest.
     pub(crate) fn leave(&self, py: Python<'_>) -> PyResult<()> {
+        let result = self.handle_gathered(py);
+        self.inside.store(false, Ordering::Relaxed);
+        result
+    }
+
+    /// Whether callbacks shall do nothing: in a forked child, whose sockets are the parent's, and on a thread
+    /// that still turns a loop while the interpreter exits.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        is_forked() || self.abandoned.load(Ordering::Relaxed)
+    }
+
+    /// The interpreter exits while another thread turns the loop. CPython will end that thread wherever it
+    /// wants the interpreter next, by unwinding its stack, and native frames do not survive that: it must
+    /// have left ours, and not come back.
+    fn abandon(&self, py: Python<'_>) {
+        self.abandoned.store(true, Ordering::Relaxed);
+        let until = Instant::now() + ABANDON_WAIT;
+        py.detach(|| {
+            while self.inside.load(Ordering::Relaxed) && Instant::now() < until {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+    }
+
+    fn handle_gathered(&self, py: Python<'_>) -> PyResult<()> {
         entered_python();
         let mut budget = EVENTS_PER_DRAIN;
         loop {
@@ -427,6 +462,8 @@ impl LoopHub {
             closed: AtomicBool::new(false),
             closes: Mutex::default(),
             scratch: Mutex::default(),
+            inside: AtomicBool::new(false),
+            abandoned: AtomicBool::new(false),
             spare_parkings: Mutex::default(),
         });
         let this = Py::new(py, Self { hub })?;
@@ -439,6 +476,9 @@ impl LoopHub {
 
     /// Called by the loop when another thread woke it.
     fn drain(&self, py: Python<'_>) -> PyResult<()> {
+        if self.hub.is_abandoned() {
+            return Ok(());
+        }
         self.hub.wake.clear();
         self.hub.enter();
         self.hub.leave(py)
@@ -446,6 +486,9 @@ impl LoopHub {
 
     /// Called by the loop at the end of a turn in which something gathered.
     fn flush(&self, py: Python<'_>) -> PyResult<()> {
+        if self.hub.is_abandoned() {
+            return Ok(());
+        }
         self.hub.flush_scheduled.store(false, Ordering::Relaxed);
         self.hub.enter();
         self.hub.flush_dirty();
@@ -454,6 +497,15 @@ impl LoopHub {
 
     /// Called when the loop is about to end: closes what belongs to it.
     fn close(&self, py: Python<'_>) {
+        if is_forked() {
+            // The loop shares its selector with the parent's, which would stop watching.
+            return;
+        }
+        if !self.hub.is_loop_thread() {
+            self.hub.abandon(py);
+            self.hub.close();
+            return;
+        }
         self.hub.close();
         let this = self.hub.this.lock().take();
         drop(this);

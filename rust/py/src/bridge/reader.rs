@@ -31,6 +31,9 @@ impl LinkReader {
 #[pymethods]
 impl LinkReader {
     fn __call__(&self, py: Python<'_>) -> PyResult<()> {
+        if self.hub.is_abandoned() {
+            return Ok(());
+        }
         self.hub.enter();
         let outcome = self.hub.with_scratch(|scratch| self.link.on_readable(scratch));
         if outcome == ReadOutcome::Closed {
