@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator, Mapping
 
 import pytest
 import uvloop
-
 from headrace import _headrace
+
 from support import GUARD
 
 TOKIO_THREAD = "headrace-tokio"

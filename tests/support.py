@@ -129,9 +129,7 @@ def python(*arguments: str, **options: Any) -> Iterator[Process]:
 
 
 @contextlib.asynccontextmanager
-async def worker_process(
-    name: str = "engines.py", *arguments: str
-) -> AsyncIterator[tuple[Process, str]]:
+async def worker_process(name: str = "engines.py", *arguments: str) -> AsyncIterator[tuple[Process, str]]:
     """A process of a test and the first line that it prints: a worker's is its address."""
     with python(str(WORKERS / name), *arguments) as process:
         yield process, await process.line()

@@ -7,9 +7,9 @@ import contextlib
 import gc
 import threading
 
+import headrace as hr
 import pytest
 
-import headrace as hr
 from support import Log, eventually, idle, serving
 
 pytestmark = pytest.mark.asyncio

@@ -8,9 +8,9 @@ import re
 import signal
 import sys
 
+import headrace as hr
 import pytest
 
-import headrace as hr
 from support import WORKERS, Process, eventually, python, routing, run_script
 
 pytestmark = pytest.mark.asyncio

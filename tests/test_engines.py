@@ -8,9 +8,9 @@ import functools
 import threading
 import time
 
+import headrace as hr
 import pytest
 
-import headrace as hr
 from support import Log, eventually, serving
 
 pytestmark = pytest.mark.asyncio

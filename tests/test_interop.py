@@ -8,18 +8,16 @@ import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import headrace as hr
 import pytest
 
-import headrace as hr
 from support import Process, routing, serving
 
 EXAMPLES = os.environ.get("HEADRACE_RUST_EXAMPLES")
 
 pytestmark = [
     pytest.mark.asyncio,
-    pytest.mark.skipif(
-        not EXAMPLES, reason="INTEROP WAS NOT TESTED: HEADRACE_RUST_EXAMPLES names no folder"
-    ),
+    pytest.mark.skipif(not EXAMPLES, reason="INTEROP WAS NOT TESTED: HEADRACE_RUST_EXAMPLES names no folder"),
 ]
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
+import headrace as hr
 import pytest
 
-import headrace as hr
 from support import Log, eventually, serving
 
 pytestmark = pytest.mark.asyncio

@@ -6,10 +6,10 @@ import asyncio
 import concurrent.futures
 import threading
 
+import headrace as hr
 import pytest
 import uvloop
 
-import headrace as hr
 from support import GUARD, eventually, serving
 
 FACTORIES = {"asyncio": asyncio.SelectorEventLoop, "uvloop": uvloop.new_event_loop}

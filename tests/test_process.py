@@ -1,4 +1,4 @@
-"""However a process ends with streams open, it ends: promptly, with the right exit code, without a word of ours.
+"""However a process with open streams ends, it does: promptly, with the right exit code, without a word.
 
 Each script runs in an interpreter of its own, on both loops.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from support import GUARD, python, run_script
+from support import GUARD, python, run_script, serving
 
 PRELUDE = """
 import asyncio, gc, os, signal, sys, threading, time
@@ -136,7 +136,9 @@ def test_a_process_ends_quietly_with_exit_code_0_when(case, loop):
 @both_loops
 @pytest.mark.parametrize("end", ["", "loop.run_until_complete(loop.shutdown_asyncgens())", "loop.close()"])
 def test_a_loop_that_is_not_ended_with_care_does_not_hold_up_exit(end, loop):
-    code, _, err = ends(loop, f"loop = new_event_loop(); kept = loop.run_until_complete(open_streams()); {end}")
+    code, _, err = ends(
+        loop, f"loop = new_event_loop(); kept = loop.run_until_complete(open_streams()); {end}"
+    )
     assert code == 0
     # asyncio itself may mention tasks and generators that never ended; that is all.
     assert "Traceback" not in err, err
@@ -353,8 +355,6 @@ if child:
 
 @pytest.mark.asyncio
 async def test_a_subprocess_can_be_started_beside_open_streams():
-    from support import serving
-
     async def count(request):
         for number in range(50):
             yield number

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
+import headrace as hr
 import pytest
 
-import headrace as hr
 from support import eventually, idle, serving
 
 pytestmark = pytest.mark.asyncio
@@ -166,9 +166,8 @@ async def test_serve_can_be_awaited_or_entered():
         return request
 
     worker = await hr.serve(echo)
-    async with worker:
-        async with hr.Router(worker.address) as router:
-            assert await router.call(1) == 1
+    async with worker, hr.Router(worker.address) as router:
+        assert await router.call(1) == 1
     await worker.wait_closed()
     assert "echo" in repr(worker)
 

@@ -6,10 +6,10 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
+import headrace as hr
 import numpy
 import pytest
 
-import headrace as hr
 from support import Log, eventually, serving
 
 pytestmark = pytest.mark.asyncio
@@ -226,9 +226,6 @@ async def test_items_that_look_like_protocol_of_the_interpreter_are_items():
         items = await (await router.generate(None)).collect()
         # msgpack has one sequence: a tuple arrives as a list.
         assert items == [list(item) if isinstance(item, tuple) else item for item in special]
-
-    class Pair(tuple):
-        __slots__ = ()
 
     async def one(request):
         return (request, request)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 
+import headrace as hr
 import pytest
 
-import headrace as hr
 from support import Log, eventually, serving
 
 pytestmark = pytest.mark.asyncio

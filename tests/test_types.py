@@ -10,14 +10,14 @@ import math
 import uuid
 from typing import TypedDict
 
+import headrace as hr
 import msgspec
 import numpy
 import pytest
+from headrace import codec as codec_module
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import headrace as hr
-from headrace import codec as codec_module
 from support import serving
 
 pytestmark = pytest.mark.asyncio
@@ -185,9 +185,7 @@ async def test_arrays_of_other_elements_are_refused_by_name(array):
         (echo, "function"),
     ],
 )
-async def test_a_request_that_cannot_be_encoded_is_refused_at_once_naming_path_and_type(
-    value, message
-):
+async def test_a_request_that_cannot_be_encoded_is_refused_at_once_naming_path_and_type(value, message):
     async with serving(echo) as (_, router):
         with pytest.raises((TypeError, OverflowError), match=message):
             router.generate(value)
@@ -296,7 +294,7 @@ async def test_nothing_is_ever_pickled():
     ],
 )
 async def test_a_malformed_array_is_a_value_error(payload):
-    with pytest.raises(ValueError):  # noqa: PT011
+    with pytest.raises(ValueError):
         codec_module.decode_array(payload)
 
 
@@ -313,9 +311,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(values=st.lists(VALUES, min_size=1, max_size=20))
 async def test_any_plain_value_round_trips(values):
     async def both(request):

@@ -167,7 +167,7 @@ def encode(value: Any) -> bytes:
 
 
 def encode_item(value: Any) -> tuple[int, bytes]:
-    """An item as its encoding and its bytes: what :class:`Codec` does natively, for the threads of synchronous
+    """An item as its encoding and its bytes: what :class:`Codec` does natively, for threads of synchronous
     engines. They may end anywhere as the interpreter exits, but not in Python code below a native frame.
 
     Raises:

@@ -23,7 +23,7 @@ class Model:
             yield number
 
 
-class nested:  # noqa: N801
+class nested:
     @staticmethod
     async def echo(request):
         return request

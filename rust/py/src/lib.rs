@@ -32,7 +32,7 @@ mod _headrace {
     #[pymodule_export]
     use crate::audit::_audit;
     #[pymodule_export]
-    use crate::bridge::hub::LoopHub;
+    use crate::bridge::loop_hub::LoopHub;
     #[pymodule_export]
     use crate::bridge::waiter::Waiter;
     #[pymodule_export]

@@ -9,7 +9,8 @@ use pyo3::exceptions::{PyOverflowError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
-use crate::bridge::hub::{Closes, Hub, HubDriver, LoopHub};
+use crate::bridge::hub::{Closes, Hub, HubDriver};
+use crate::bridge::loop_hub::LoopHub;
 use crate::errors::start_error;
 use crate::ffi::ForkSafe;
 use crate::payload::{Codec, own};

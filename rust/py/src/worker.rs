@@ -9,7 +9,8 @@ use parking_lot::Mutex;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
-use crate::bridge::hub::{Closes, Event, Hub, HubDriver, LoopHub, Slot, Target};
+use crate::bridge::hub::{Closes, Event, Hub, HubDriver, Slot, Target};
+use crate::bridge::loop_hub::LoopHub;
 use crate::errors::start_error;
 use crate::ffi::ForkSafe;
 use crate::payload::Codec;

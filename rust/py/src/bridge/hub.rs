@@ -23,6 +23,7 @@ use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use slab::Slab;
 
+use super::loop_hub::LoopHub;
 use super::parking::Parking;
 use super::reader::LinkReader;
 use super::waiter::Waiter;
@@ -79,7 +80,7 @@ pub(crate) trait Closes: Send + Sync {
 
 /// See the module's text.
 pub(crate) struct Hub {
-    wake: Wake,
+    pub(super) wake: Wake,
     pending: AtomicBool,
     queue: Mutex<VecDeque<Event>>,
     targets: Mutex<Slab<(u64, Target)>>,
@@ -87,11 +88,11 @@ pub(crate) struct Hub {
     /// Links with gathered bytes, to be flushed by the loop at the end of its turn.
     dirty: Mutex<Vec<Arc<Link>>>,
     flush_wanted: AtomicBool,
-    flush_scheduled: AtomicBool,
+    pub(super) flush_scheduled: AtomicBool,
     turns: AtomicU64,
     thread: ThreadId,
-    event_loop: Py<PyAny>,
-    this: Mutex<Option<Py<LoopHub>>>,
+    pub(super) event_loop: Py<PyAny>,
+    pub(super) this: Mutex<Option<Py<LoopHub>>>,
     closed: AtomicBool,
     closes: Mutex<Vec<Weak<dyn Closes>>>,
     scratch: Mutex<Vec<u8>>,
@@ -110,6 +111,30 @@ impl std::fmt::Debug for Hub {
 }
 
 impl Hub {
+    /// A hub for the loop that runs on this thread.
+    pub(super) fn new(event_loop: Py<PyAny>) -> PyResult<Self> {
+        Ok(Self {
+            wake: Wake::new()?,
+            pending: AtomicBool::new(false),
+            queue: Mutex::default(),
+            targets: Mutex::default(),
+            generation: AtomicUsize::new(0),
+            dirty: Mutex::default(),
+            flush_wanted: AtomicBool::new(false),
+            flush_scheduled: AtomicBool::new(false),
+            turns: AtomicU64::new(0),
+            thread: std::thread::current().id(),
+            event_loop,
+            this: Mutex::new(None),
+            closed: AtomicBool::new(false),
+            closes: Mutex::default(),
+            scratch: Mutex::default(),
+            inside: AtomicBool::new(false),
+            abandoned: AtomicBool::new(false),
+            spare_parkings: Mutex::default(),
+        })
+    }
+
     /// Pushes an event; wakes the loop unless it is awake for this hub already.
     pub(crate) fn push(&self, event: Event) {
         self.queue.lock().push_back(event);
@@ -225,7 +250,7 @@ impl Hub {
         self.this.lock().as_ref().map(|this| this.clone_ref(py))
     }
 
-    fn flush_dirty(&self) {
+    pub(super) fn flush_dirty(&self) {
         self.flush_wanted.store(false, Ordering::Relaxed);
         let links = std::mem::take(&mut *self.dirty.lock());
         for link in links {
@@ -262,7 +287,7 @@ impl Hub {
     /// The interpreter exits while another thread turns the loop. CPython will end that thread wherever it
     /// wants the interpreter next, by unwinding its stack, and native frames do not survive that: it must
     /// have left ours, and not come back.
-    fn abandon(&self, py: Python<'_>) {
+    pub(super) fn abandon(&self, py: Python<'_>) {
         self.abandoned.store(true, Ordering::Relaxed);
         let until = Instant::now() + ABANDON_WAIT;
         py.detach(|| {
@@ -424,99 +449,5 @@ impl Driver for HubDriver {
 
     fn may_be_busy(&self) -> bool {
         true
-    }
-}
-
-/// The hub as its event loop sees it.
-#[pyclass(frozen, weakref, module = "headrace._headrace")]
-#[derive(Debug)]
-pub(crate) struct LoopHub {
-    hub: Arc<Hub>,
-}
-
-impl LoopHub {
-    pub(crate) const fn hub(&self) -> &Arc<Hub> {
-        &self.hub
-    }
-}
-
-#[pymethods]
-impl LoopHub {
-    /// A hub for the loop that runs on this thread; the loop watches it from here on.
-    #[staticmethod]
-    fn start(py: Python<'_>, event_loop: Py<PyAny>) -> PyResult<Py<Self>> {
-        crate::runtime::handle(py)?;
-        let hub = Arc::new(Hub {
-            wake: Wake::new()?,
-            pending: AtomicBool::new(false),
-            queue: Mutex::default(),
-            targets: Mutex::default(),
-            generation: AtomicUsize::new(0),
-            dirty: Mutex::default(),
-            flush_wanted: AtomicBool::new(false),
-            flush_scheduled: AtomicBool::new(false),
-            turns: AtomicU64::new(0),
-            thread: std::thread::current().id(),
-            event_loop,
-            this: Mutex::new(None),
-            closed: AtomicBool::new(false),
-            closes: Mutex::default(),
-            scratch: Mutex::default(),
-            inside: AtomicBool::new(false),
-            abandoned: AtomicBool::new(false),
-            spare_parkings: Mutex::default(),
-        });
-        let this = Py::new(py, Self { hub })?;
-        let hub = &this.get().hub;
-        let drain = this.getattr(py, "drain")?;
-        hub.event_loop.call_method1(py, "add_reader", (hub.wake.as_raw_fd(), drain))?;
-        *hub.this.lock() = Some(this.clone_ref(py));
-        Ok(this)
-    }
-
-    /// Called by the loop when another thread woke it.
-    fn drain(&self, py: Python<'_>) -> PyResult<()> {
-        if self.hub.is_abandoned() {
-            return Ok(());
-        }
-        self.hub.wake.clear();
-        self.hub.enter();
-        self.hub.leave(py)
-    }
-
-    /// Called by the loop at the end of a turn in which something gathered.
-    fn flush(&self, py: Python<'_>) -> PyResult<()> {
-        if self.hub.is_abandoned() {
-            return Ok(());
-        }
-        self.hub.flush_scheduled.store(false, Ordering::Relaxed);
-        self.hub.enter();
-        self.hub.flush_dirty();
-        self.hub.leave(py)
-    }
-
-    /// Called when the loop is about to end: closes what belongs to it.
-    fn close(&self, py: Python<'_>) {
-        if is_forked() {
-            // The loop shares its selector with the parent's, which would stop watching.
-            return;
-        }
-        if !self.hub.is_loop_thread() {
-            self.hub.abandon(py);
-            self.hub.close();
-            return;
-        }
-        self.hub.close();
-        let this = self.hub.this.lock().take();
-        drop(this);
-        // The loop may be closed already, and then watches nothing.
-        if let Ok(event_loop) = self.hub.event_loop(py) {
-            let _ = event_loop.call_method1("remove_reader", (self.hub.wake.as_raw_fd(),));
-        }
-    }
-
-    #[getter]
-    fn closed(&self) -> bool {
-        self.hub.is_closed()
     }
 }

@@ -3,12 +3,14 @@
 //! | file | what lives there |
 //! |---|---|
 //! | [`hub`] | one per loop: what threads want of it, delivered in one callback |
+//! | [`loop_hub`] | the hub as the loop sees it: its callbacks |
 //! | [`wake`] | the descriptor that makes a loop call back |
 //! | [`waiter`] | what a task awaits while nothing is ready |
 //! | [`parking`] | a waker and a waiter as one place to wait |
 //! | [`reader`] | the callback of a link's socket |
 
 pub(crate) mod hub;
+pub(crate) mod loop_hub;
 pub(crate) mod parking;
 pub(crate) mod reader;
 pub(crate) mod waiter;

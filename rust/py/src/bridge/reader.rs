@@ -6,7 +6,8 @@ use std::sync::Arc;
 use headrace::link::{Link, ReadOutcome};
 use pyo3::prelude::*;
 
-use super::hub::{Hub, LoopHub};
+use super::hub::Hub;
+use super::loop_hub::LoopHub;
 use crate::ffi::ForkSafe;
 
 /// Called by the loop when a link's socket has bytes.

@@ -1,0 +1,84 @@
+//! The hub as its event loop and the Python side see it: the callbacks that the loop is given, and the end.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use pyo3::prelude::*;
+
+use super::hub::Hub;
+use crate::runtime::is_forked;
+
+/// The hub as its event loop sees it.
+#[pyclass(frozen, weakref, module = "headrace._headrace")]
+#[derive(Debug)]
+pub(crate) struct LoopHub {
+    hub: Arc<Hub>,
+}
+
+impl LoopHub {
+    pub(crate) const fn hub(&self) -> &Arc<Hub> {
+        &self.hub
+    }
+}
+
+#[pymethods]
+impl LoopHub {
+    /// A hub for the loop that runs on this thread; the loop watches it from here on.
+    #[staticmethod]
+    fn start(py: Python<'_>, event_loop: Py<PyAny>) -> PyResult<Py<Self>> {
+        crate::runtime::handle(py)?;
+        let hub = Arc::new(Hub::new(event_loop)?);
+        let this = Py::new(py, Self { hub })?;
+        let hub = &this.get().hub;
+        let drain = this.getattr(py, "drain")?;
+        hub.event_loop.call_method1(py, "add_reader", (hub.wake.as_raw_fd(), drain))?;
+        *hub.this.lock() = Some(this.clone_ref(py));
+        Ok(this)
+    }
+
+    /// Called by the loop when another thread woke it.
+    fn drain(&self, py: Python<'_>) -> PyResult<()> {
+        if self.hub.is_abandoned() {
+            return Ok(());
+        }
+        self.hub.wake.clear();
+        self.hub.enter();
+        self.hub.leave(py)
+    }
+
+    /// Called by the loop at the end of a turn in which something gathered.
+    fn flush(&self, py: Python<'_>) -> PyResult<()> {
+        if self.hub.is_abandoned() {
+            return Ok(());
+        }
+        self.hub.flush_scheduled.store(false, Ordering::Relaxed);
+        self.hub.enter();
+        self.hub.flush_dirty();
+        self.hub.leave(py)
+    }
+
+    /// Called when the loop is about to end: closes what belongs to it.
+    fn close(&self, py: Python<'_>) {
+        if is_forked() {
+            // The loop shares its selector with the parent's, which would stop watching.
+            return;
+        }
+        if !self.hub.is_loop_thread() {
+            self.hub.abandon(py);
+            self.hub.close();
+            return;
+        }
+        self.hub.close();
+        let this = self.hub.this.lock().take();
+        drop(this);
+        // The loop may be closed already, and then watches nothing.
+        if let Ok(event_loop) = self.hub.event_loop(py) {
+            let _ = event_loop.call_method1("remove_reader", (self.hub.wake.as_raw_fd(),));
+        }
+    }
+
+    #[getter]
+    fn closed(&self) -> bool {
+        self.hub.is_closed()
+    }
+}
