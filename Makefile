@@ -27,7 +27,7 @@ $(STAMPS)/venv:
 	@touch $@
 
 $(STAMPS)/test-packages: $(STAMPS)/venv
-	$(BIN)/pip install --quiet --disable-pip-version-check 'pytest>=8' 'pytest-asyncio>=1' 'uvloop>=0.21' \
+	$(BIN)/pip install --quiet --disable-pip-version-check 'pytest>=8.4' 'pytest-asyncio>=1.4' 'uvloop>=0.21' \
 		'numpy>=1.26' 'hypothesis>=6'
 	@touch $@
 

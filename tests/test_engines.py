@@ -351,6 +351,33 @@ async def test_each_request_has_a_context_of_its_own():
         assert variable.get() == 0
 
 
+async def test_engines_begin_with_the_context_of_serve_and_never_with_a_callers():
+    variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="none")
+
+    async def asks(request):
+        before = variable.get()
+        variable.set("an engine")
+        return before
+
+    def asks_on_a_thread(request):
+        before = variable.get()
+        variable.set("an engine")
+        return before
+
+    async def somebody_else() -> None:
+        variable.set("somebody else")
+        async with hr.Router("127.0.0.1:1"):
+            pass
+
+    # The first user of this loop leaves nothing of its own behind.
+    await asyncio.create_task(somebody_else())
+    variable.set("serve")
+    async with serving({"loop": asks, "thread": asks_on_a_thread}, concurrency=1) as (_, router):
+        variable.set("a caller")
+        for endpoint in ("loop", "thread"):
+            assert [await router.call(None, endpoint=endpoint) for _ in range(3)] == ["serve"] * 3
+
+
 async def test_timeouts_and_task_groups_work_inside_engines():
     async def engine(request):
         try:

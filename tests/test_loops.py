@@ -131,9 +131,9 @@ def test_a_router_used_on_a_second_loop_of_its_thread_is_refused(factory):
     kept: list[hr.Worker] = []
     with asyncio.Runner(loop_factory=factory) as first:
         router = first.run(makes())
-        with asyncio.Runner(loop_factory=factory) as second:
-            with pytest.raises(RuntimeError, match="loop"):
-                second.run(uses())
+        second = asyncio.Runner(loop_factory=factory)
+        with second, pytest.raises(RuntimeError, match="loop"):
+            second.run(uses())
         assert first.run(asyncio.wait_for(_one(router), GUARD)) == 0
 
 

@@ -101,12 +101,14 @@ async def test_a_frozen_router_is_given_up_and_its_engines_are_cancelled():
         finally:
             cancelled.set()
 
-    async with hr.serve(hangs, **PING) as worker:
-        async with worker_process("reader.py", worker.address) as (process, line):
-            assert line == "read 1"
-            process.signal(signal.SIGSTOP)
-            await asyncio.wait_for(cancelled.wait(), GUARD)
-            await eventually(lambda: not any(worker.stats()[k] for k in ("links", "running")))
+    async with (
+        hr.serve(hangs, **PING) as worker,
+        worker_process("reader.py", worker.address) as (process, line),
+    ):
+        assert line == "read 1"
+        process.signal(signal.SIGSTOP)
+        await asyncio.wait_for(cancelled.wait(), GUARD)
+        await eventually(lambda: not any(worker.stats()[k] for k in ("links", "running")))
 
 
 async def test_a_killed_router_cancels_its_engines():

@@ -17,6 +17,9 @@ PRELUDE = """
 import asyncio, gc, os, signal, sys, threading, time
 import headrace as hr
 
+# A parent that runs in the background may have handed down an ignored SIGINT.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 if sys.argv[1] == "uvloop":
     from uvloop import new_event_loop
 else:

@@ -243,6 +243,21 @@ async def test_an_item_that_does_not_fit_its_response_type_is_a_validation_error
         assert await anext(stream) == Point(3)
 
 
+async def test_chunks_give_the_items_before_one_that_does_not_fit():
+    async def items(request):
+        for value in (1, 2, "three", 4):
+            yield {"x": value}
+
+    async with serving(items) as (_, router):
+        stream = await router.generate(None, response_type=Point)
+        seen: list[Point] = []
+        with pytest.raises(msgspec.ValidationError):
+            async for chunk in stream.chunks():
+                seen += chunk
+        assert seen == [Point(1), Point(2)]
+        assert await stream.collect() == [Point(4)]
+
+
 async def test_request_type_decodes_requests_and_names_what_does_not_fit():
     async def engine(request):
         assert isinstance(request, Point)

@@ -7,6 +7,7 @@ holds its place until its function has returned, also when nobody wants the answ
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
 import inspect
 import os
@@ -111,17 +112,20 @@ class Runner:
             self._threads = _Threads(run, f"headrace-{name}", most)
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Take the loop that tasks run on. (``asyncio.get_running_loop`` costs a system call each time.)"""
+        """Take the loop that tasks run on (``asyncio.get_running_loop`` costs a system call each time) and
+        the context variables that every request begins with: those of here, not of whoever is served.
+        """
         self._create_task = loop.create_task
+        self._context = contextvars.copy_context()
 
     def start(self, request: Any, sink: Sink) -> None:
         """Begin to answer a request, on the loop of :meth:`attach`."""
         if self._threads is not None:
-            self._threads.submit(request, sink)
+            self._threads.submit(self._context.copy(), request, sink)
             return
         # The loop keeps only weak references to tasks; the sink, which its hub holds until the request
         # has ended, keeps this one through what it is bound to.
-        sink.bind(self._create_task(self._run(request, sink)))
+        sink.bind(self._create_task(self._run(request, sink), context=self._context.copy()))
 
     def close(self) -> None:
         """Let the engine's threads end once they have nothing to do."""
@@ -248,13 +252,13 @@ class _Threads:
         self._run = run
         self._name = name
         self._most = most
-        self._queue: queue.SimpleQueue[tuple[Any, Sink] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[contextvars.Context, Any, Sink] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._started = 0
         self._idle = 0
         self._closed = False
 
-    def submit(self, request: Any, sink: Sink) -> None:
+    def submit(self, context: contextvars.Context, request: Any, sink: Sink) -> None:
         with self._lock:
             if self._idle <= self._queue.qsize() and self._started < self._most:
                 thread = threading.Thread(
@@ -262,7 +266,7 @@ class _Threads:
                 )
                 self._started += 1
                 thread.start()
-            self._queue.put((request, sink))
+            self._queue.put((context, request, sink))
 
     def close(self) -> None:
         with self._lock:
@@ -279,16 +283,16 @@ class _Threads:
                 self._idle -= 1
             if job is None:
                 return
-            request, sink = job
+            context, request, sink = job
             if sink.is_killed:
                 sink.fail("engine", "Killed", "nobody reads any more")
             else:
                 try:
-                    self._run(request, sink)
+                    context.run(self._run, request, sink)
                 except BaseException:
                     # An engine's SystemExit ends its request, not this thread, which others rely on.
                     traceback.print_exc()
-            del job, request, sink
+            del job, context, request, sink
 
 
 __all__ = ["Context", "Runner", "Start", "engine_name", "resolve", "takes_context"]

@@ -11,7 +11,14 @@ from headrace._headrace import ResponseStream
 async def chunks(stream: ResponseStream[Any]) -> AsyncIterator[list[Any]]:
     """Yield lists of the items that are ready, waiting only when there is none."""
     async for first in stream:
-        yield [first, *stream._take_ready()]
+        ready = [first]
+        try:
+            stream._take_ready(ready)
+        except Exception:
+            # An item that does not fit its type; those before it do.
+            yield ready
+            raise
+        yield ready
 
 
 async def collect(stream: ResponseStream[Any]) -> list[Any]:
@@ -19,5 +26,5 @@ async def collect(stream: ResponseStream[Any]) -> list[Any]:
     items: list[Any] = []
     async for first in stream:
         items.append(first)
-        items += stream._take_ready()
+        stream._take_ready(items)
     return items

@@ -206,19 +206,19 @@ impl ResponseStream {
         self.hub.settle(py)
     }
 
-    /// The items that are ready, at most `limit`, without waiting.
-    #[pyo3(signature = (limit=4096))]
-    fn _take_ready<'py>(&self, py: Python<'py>, limit: usize) -> PyResult<Bound<'py, PyList>> {
+    /// Appends the items that are ready, at most `limit`, without waiting. When one cannot be decoded, those
+    /// before it have been appended.
+    #[pyo3(signature = (into, limit=4096))]
+    fn _take_ready(&self, into: &Bound<'_, PyList>, limit: usize) -> PyResult<()> {
+        let py = into.py();
         check_fork(py)?;
-        let list = PyList::empty(py);
-        while list.len() < limit {
+        for _ in 0..limit {
             match self.with_open(CoreStream::try_next) {
-                Some(Ready::Item(item)) => list.append(self.codec.get().decode(py, &item)?)?,
+                Some(Ready::Item(item)) => into.append(self.codec.get().decode(py, &item)?)?,
                 _ => break,
             }
         }
-        self.hub.settle(py)?;
-        Ok(list)
+        self.hub.settle(py)
     }
 
     /// Lists of the items that are ready: one list for each wake-up instead of one item.

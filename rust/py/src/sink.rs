@@ -442,7 +442,10 @@ impl Context {
         if self.shared.control.is_stopped() {
             Waiter::complete(&waiter)?;
         } else {
-            self.shared.stop_waiters.lock().push(waiter.clone().unbind());
+            let mut waiters = self.shared.stop_waiters.lock();
+            // An engine may race it against something else, again and again.
+            waiters.retain(|waiter| !waiter.get().done());
+            waiters.push(waiter.clone().unbind());
         }
         Ok(waiter.into_any())
     }

@@ -150,7 +150,7 @@ impl Waiter {
         self.state.lock().cancelled.is_some()
     }
 
-    fn done(&self) -> bool {
+    pub(crate) fn done(&self) -> bool {
         self.state.lock().done
     }
 
