@@ -56,6 +56,7 @@ async def test_a_call_in_flight_on_a_killed_worker_is_disconnected_not_retried()
         call = asyncio.ensure_future(
             router.call({"items": 0, "hang": True}, endpoint="count", item_timeout=None)
         )
+        await eventually(lambda: router.stats()["streams"] == 1)
         assert await router.call("x", endpoint="echo") == "x"
         process.signal(signal.SIGKILL)
         with pytest.raises(hr.Disconnected) as caught:

@@ -306,6 +306,9 @@ async def test_nothing_is_ever_pickled():
         b"\x03<i4\x01" + (2**62).to_bytes(8, "little") + bytes(32),
         b"\x03<i4\x01" + (2**64 - 1).to_bytes(8, "little") + bytes(64),
         b"\x03<i4\xff",
+        b"\x02|a\x00",
+        b"\x05i4,i4\x00",
+        b"\x0b|S999999999\x01" + bytes(40),
     ],
 )
 async def test_a_malformed_array_is_a_value_error(payload):

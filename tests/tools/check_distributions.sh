@@ -10,7 +10,7 @@ case "$wheel" in
     *-cp311-abi3-*) ;;
     *) echo "$wheel is not an abi3-py311 wheel" >&2; exit 1 ;;
 esac
-.venv/bin/maturin sdist --quiet --out "$work"
+.venv/bin/maturin sdist --out "$work" >/dev/null 2>&1
 
 try() {
     python3 -m venv "$work/$1"
