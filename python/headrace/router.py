@@ -240,8 +240,8 @@ class Router:
             raise TimeoutError(f"fewer than {count} instances after {wait:g} s: {states or 'none known'}")
 
     def stats(self) -> dict[str, int]:
-        """Counts at this moment: ``links``, ``streams``, ``in_flight``, and the totals ``calls_total`` and
-        ``retries_total`` since the start.
+        """Counts at this moment: ``links``, ``streams`` open on them, ``in_flight`` (calls whose stream has
+        not opened yet), and the totals ``calls_total`` and ``retries_total`` since the start.
         """
         return self._connected().stats()
 

@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use headrace_wire::limits::{
-    LINK_WINDOW_DEFAULT, LINK_WINDOW_MIN, MESSAGE_MAX, MESSAGE_MAX_DEFAULT, STREAM_WINDOW_DEFAULT,
-    STREAM_WINDOW_MIN, STREAMS_PER_LINK_DEFAULT, TOKEN_MAX, WINDOW_MAX,
+    ENDPOINT_MAX, LINK_WINDOW_DEFAULT, LINK_WINDOW_MIN, MESSAGE_MAX, MESSAGE_MAX_DEFAULT,
+    STREAM_WINDOW_DEFAULT, STREAM_WINDOW_MIN, STREAMS_PER_LINK_DEFAULT, TOKEN_MAX, WINDOW_MAX,
 };
 
 use crate::error::StartError;
@@ -61,6 +61,7 @@ impl WorkerConfig {
     pub fn check(&self) -> Result<(), StartError> {
         at_least_one("concurrency", self.concurrency as u64)?;
         at_least_one("streams_per_link", u64::from(self.streams_per_link))?;
+        check_namespace(&self.namespace)?;
         check_common(self.ping_interval, self.ping_timeout, self.max_message_bytes, self.token.as_deref())
     }
 
@@ -157,12 +158,20 @@ impl RouterConfig {
                 return Err(refused(setting, expected, &bytes));
             }
         }
+        check_namespace(&self.namespace)?;
         check_common(self.ping_interval, self.ping_timeout, self.max_message_bytes, self.token.as_deref())
     }
 
     pub(crate) const fn liveness(&self) -> Liveness {
         Liveness { ping_interval: self.ping_interval, ping_timeout: self.ping_timeout }
     }
+}
+
+fn check_namespace(namespace: &str) -> Result<(), StartError> {
+    if namespace.len() > ENDPOINT_MAX {
+        return Err(refused("namespace", "at most 256 bytes", &namespace.len()));
+    }
+    Ok(())
 }
 
 fn check_common(
@@ -214,6 +223,8 @@ mod tests {
         assert!(named(router.check().unwrap_err()).starts_with("stream_window"));
         let router = RouterConfig { timeout: Some(Duration::ZERO), ..RouterConfig::default() };
         assert!(named(router.check().unwrap_err()).starts_with("timeout"));
+        let router = RouterConfig { namespace: "n".repeat(257), ..RouterConfig::default() };
+        assert!(named(router.check().unwrap_err()).starts_with("namespace"));
         let router = RouterConfig { token: Some(String::new()), ..RouterConfig::default() };
         assert!(named(router.check().unwrap_err()).starts_with("token"));
     }

@@ -43,7 +43,7 @@ pub struct RouterStats {
     pub links: usize,
     /// Streams open on all links.
     pub streams: usize,
-    /// Calls in flight, waiting for an instance included.
+    /// Calls whose stream has not opened yet: those that wait for an instance or for PROLOGUE.
     pub in_flight: usize,
     /// Calls begun since the start.
     pub calls_total: u64,
