@@ -45,6 +45,7 @@ class Codec:
     def __new__(
         cls,
         encode: Callable[[Any], bytes],
+        encode_or_explain: Callable[[Any], bytes],
         encode_array: Callable[[object], bytes | None],
         decode: Callable[[Any], Any],
         decode_array: Callable[[Any], Any],

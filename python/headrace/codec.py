@@ -209,4 +209,4 @@ def codec(kind: Any = None) -> Codec:
     """
     views = kind is memoryview
     typed: Any = Any if kind is None or kind in (bytes, memoryview) else kind
-    return Codec(encode, encode_array, _decoder(typed), decode_array, views)
+    return Codec(_encoder.encode, encode, encode_array, _decoder(typed), decode_array, views)

@@ -5,6 +5,17 @@ of Headrace is a ``HeadraceError``, and ``asyncio.CancelledError`` is never wrap
 
 from __future__ import annotations
 
+from typing import TypedDict, Unpack
+
+
+class CallFacts(TypedDict, total=False):
+    """What every error about a call can say; see :class:`HeadraceError`."""
+
+    phase: str | None
+    request_id: str | None
+    instance_id: str | None
+    items: int
+
 
 class HeadraceError(Exception):
     """Base of all.
@@ -51,12 +62,9 @@ class Disconnected(HeadraceError, ConnectionError):
         *,
         reason: str = "",
         maybe_executed: bool = True,
-        phase: str | None = None,
-        request_id: str | None = None,
-        instance_id: str | None = None,
-        items: int = 0,
+        **call: Unpack[CallFacts],
     ) -> None:
-        super().__init__(message, phase=phase, request_id=request_id, instance_id=instance_id, items=items)
+        super().__init__(message, **call)
         self.reason = reason
         self.maybe_executed = maybe_executed
 
@@ -79,12 +87,9 @@ class NoSuchEndpoint(HeadraceError):
         *,
         endpoint: str = "",
         available: list[str] | None = None,
-        phase: str | None = None,
-        request_id: str | None = None,
-        instance_id: str | None = None,
-        items: int = 0,
+        **call: Unpack[CallFacts],
     ) -> None:
-        super().__init__(message, phase=phase, request_id=request_id, instance_id=instance_id, items=items)
+        super().__init__(message, **call)
         self.endpoint = endpoint
         self.available = available or []
 
@@ -105,12 +110,9 @@ class Overloaded(HeadraceError):
         message: str = "",
         *,
         retry_after: float = 0.0,
-        phase: str | None = None,
-        request_id: str | None = None,
-        instance_id: str | None = None,
-        items: int = 0,
+        **call: Unpack[CallFacts],
     ) -> None:
-        super().__init__(message, phase=phase, request_id=request_id, instance_id=instance_id, items=items)
+        super().__init__(message, **call)
         self.retry_after = retry_after
 
 
@@ -126,12 +128,9 @@ class DeadlineExceeded(HeadraceError, TimeoutError):
         message: str = "",
         *,
         elapsed: float = 0.0,
-        phase: str | None = None,
-        request_id: str | None = None,
-        instance_id: str | None = None,
-        items: int = 0,
+        **call: Unpack[CallFacts],
     ) -> None:
-        super().__init__(message, phase=phase, request_id=request_id, instance_id=instance_id, items=items)
+        super().__init__(message, **call)
         self.elapsed = elapsed
 
 
@@ -159,12 +158,9 @@ class PayloadTooLarge(HeadraceError, ValueError):
         limit: int = 0,
         actual: int = 0,
         setting: str = "",
-        phase: str | None = None,
-        request_id: str | None = None,
-        instance_id: str | None = None,
-        items: int = 0,
+        **call: Unpack[CallFacts],
     ) -> None:
-        super().__init__(message, phase=phase, request_id=request_id, instance_id=instance_id, items=items)
+        super().__init__(message, **call)
         self.limit = limit
         self.actual = actual
         self.setting = setting
@@ -198,12 +194,9 @@ class EngineError(HeadraceError):
         engine_type: str = "",
         engine_message: str = "",
         engine_traceback: str | None = None,
-        phase: str | None = None,
-        request_id: str | None = None,
-        instance_id: str | None = None,
-        items: int = 0,
+        **call: Unpack[CallFacts],
     ) -> None:
-        super().__init__(message, phase=phase, request_id=request_id, instance_id=instance_id, items=items)
+        super().__init__(message, **call)
         self.engine_type = engine_type
         self.engine_message = engine_message
         self.engine_traceback = engine_traceback

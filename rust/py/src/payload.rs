@@ -7,7 +7,7 @@ use bytes::Bytes;
 use headrace::Item;
 use headrace::wire::kind::Encoding;
 use headrace::wire::limits::REFERENCE_BYTES_MIN;
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyException, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{PyByteArray, PyBytes, PyMemoryView};
@@ -21,6 +21,9 @@ use crate::ffi::ReceivedBuffer;
 pub(crate) struct Codec {
     /// `(object) -> bytes`: one msgpack value.
     encode: Py<PyAny>,
+    /// The same, asked when that failed: it says which part cannot be sent. Not a step of every item, since
+    /// it is a Python function.
+    encode_or_explain: Py<PyAny>,
     /// `(object) -> bytes | None`: an array, or `None` for what is none.
     encode_array: Py<PyAny>,
     /// `(buffer) -> object`: one msgpack value.
@@ -34,15 +37,16 @@ pub(crate) struct Codec {
 #[pymethods]
 impl Codec {
     #[new]
-    #[pyo3(signature = (encode, encode_array, decode, decode_array, views))]
+    #[pyo3(signature = (encode, encode_or_explain, encode_array, decode, decode_array, views))]
     const fn new(
         encode: Py<PyAny>,
+        encode_or_explain: Py<PyAny>,
         encode_array: Py<PyAny>,
         decode: Py<PyAny>,
         decode_array: Py<PyAny>,
         views: bool,
     ) -> Self {
-        Self { encode, encode_array, decode, decode_array, views }
+        Self { encode, encode_or_explain, encode_array, decode, decode_array, views }
     }
 }
 
@@ -70,8 +74,13 @@ impl Codec {
                 return Ok(Encoded { encoding: Encoding::Ndarray as u8, bytes });
             }
         }
-        let bytes = self.encode.bind(py).call1((object,))?.cast_into::<PyBytes>()?;
-        Ok(Encoded { encoding: Encoding::Msgpack as u8, bytes })
+        let encoded = match self.encode.bind(py).call1((object,)) {
+            Err(error) if error.is_instance_of::<PyException>(py) => {
+                self.encode_or_explain.bind(py).call1((object,))
+            }
+            encoded => encoded,
+        };
+        Ok(Encoded { encoding: Encoding::Msgpack as u8, bytes: encoded?.cast_into::<PyBytes>()? })
     }
 
     pub(crate) fn decode<'py>(&self, py: Python<'py>, item: &Item) -> PyResult<Bound<'py, PyAny>> {
