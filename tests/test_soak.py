@@ -1,18 +1,23 @@
-"""The long form: mixed calls for a minute while workers are killed and replaced. Run by `make soak`."""
+"""Mixed calls while workers are closed and replaced: for some seconds in every run, for a minute or what
+HEADRACE_SOAK_SECONDS says in `make soak`. Among what it protects: a link that was reset does not keep its
+descriptor from the next link, which uvloop's closed poll handles once did.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import time
 
 import headrace as hr
 import pytest
 
-SECONDS = 60.0
+SECONDS = float(os.environ.get("HEADRACE_SOAK_SECONDS", "60"))
+SHORT_SECONDS = 4.0
 CALLERS = 32
 
-pytestmark = [pytest.mark.soak, pytest.mark.asyncio]
+pytestmark = pytest.mark.asyncio
 
 
 async def numbers(request):
@@ -42,7 +47,11 @@ async def one_call(router: hr.Router, dice: random.Random) -> str:
     return "complete"
 
 
-async def test_mixed_calls_go_on_while_workers_come_and_go():
+@pytest.mark.parametrize(
+    ("seconds", "pause"),
+    [(SHORT_SECONDS, 0.1), pytest.param(SECONDS, 1.0, marks=pytest.mark.soak)],
+)
+async def test_mixed_calls_go_on_while_workers_come_and_go(seconds, pause):
     addresses = []
     workers = []
     for _ in range(2):
@@ -50,7 +59,7 @@ async def test_mixed_calls_go_on_while_workers_come_and_go():
         addresses.append(workers[-1].address)
     dice = random.Random(7)
     endings: dict[str, int] = {}
-    until = time.monotonic() + SECONDS
+    until = time.monotonic() + seconds
 
     async def caller(router: hr.Router, seed: int) -> None:
         own = random.Random(seed)
@@ -61,7 +70,7 @@ async def test_mixed_calls_go_on_while_workers_come_and_go():
     async with hr.Router(addresses) as router:
         callers = [asyncio.ensure_future(caller(router, seed)) for seed in range(CALLERS)]
         while time.monotonic() < until:
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(pause)
             index = dice.randrange(2)
             await workers[index].aclose()
             workers[index] = await hr.serve(numbers, addresses[index], queue=256)
@@ -69,5 +78,5 @@ async def test_mixed_calls_go_on_while_workers_come_and_go():
         assert router.stats()["in_flight"] == 0
     for worker in workers:
         await worker.aclose()
-    assert endings.get("complete", 0) > 100 * CALLERS, endings
+    assert endings.get("complete", 0) > CALLERS, endings
     assert set(endings) <= {"complete", "left", "cancelled", "Disconnected", "Overloaded"}, endings

@@ -24,7 +24,11 @@ impl LinkReader {
         let Some(shared) = hub.shared(py) else { return Ok(()) };
         let descriptor = link.as_raw_fd();
         let reader = Py::new(py, Self { hub: shared, link: ForkSafe::new(link) })?;
-        hub.event_loop(py)?.call_method1("add_reader", (descriptor, reader))?;
+        let event_loop = hub.event_loop(py)?;
+        // After a reset uvloop gives a reader up by itself and keeps its closed handle under the descriptor's
+        // number, where it would refuse this one. The number is this socket's now, so what is there is stale.
+        event_loop.call_method1("remove_reader", (descriptor,))?;
+        event_loop.call_method1("add_reader", (descriptor, reader))?;
         Ok(())
     }
 }
