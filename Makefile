@@ -9,13 +9,15 @@ STAMPS := $(VENV)/.stamps
 SOURCES := Cargo.toml Cargo.lock pyproject.toml README.md LICENSE \
 	$(shell find rust python -type f \( -name '*.rs' -o -name '*.py' -o -name '*.pyi' -o -name '*.toml' \))
 
-.PHONY: help demo test test-rust test-python check bench soak fuzz wheel clean
+.PHONY: help demo test test-rust test-python check bench bench-peers bench-chart guard soak fuzz wheel wheel-abi3 clean
 
 help:
 	@echo "make demo    serve a real language model with two workers and stream from it"
 	@echo "make test    build and run all tests"
 	@echo "make check   formatters, linters, types, dependency rules"
 	@echo "make bench   the scenarios of benches/README.md, beside the pure-Python floor"
+	@echo "make bench-peers   the same beside Dynamo, gRPC, ZeroMQ, aiohttp and asyncio streams, which it installs"
+	@echo "make guard   count the instructions of the hot loops, and fail where one got slower (takes valgrind)"
 	@echo "make soak    the long tests"
 	@echo "make clean   remove what the others made"
 
@@ -45,7 +47,7 @@ $(STAMPS)/demo-packages: $(STAMPS)/venv examples/requirements.txt
 # was built last is the one installed.
 define install_wheel
 	rm -rf build/wheels/$(1)
-	$(BIN)/maturin build $(2) --quiet --out build/wheels/$(1)
+	$(BIN)/maturin build --interpreter $(BIN)/python $(2) --quiet --out build/wheels/$(1)
 	$(BIN)/pip install --quiet --disable-pip-version-check --force-reinstall --no-deps build/wheels/$(1)/*.whl
 	@rm -f $(STAMPS)/wheel-*
 	@touch $(STAMPS)/wheel-$(1)
@@ -57,7 +59,12 @@ $(STAMPS)/wheel-release: $(STAMPS)/venv $(SOURCES)
 $(STAMPS)/wheel-audit: $(STAMPS)/venv $(SOURCES)
 	$(call install_wheel,audit,--profile fast --features audit)
 
+# For this interpreter's version. `make wheel-abi3` makes one for every CPython from 3.11 on, a little slower.
 wheel: $(STAMPS)/wheel-release
+
+wheel-abi3: $(STAMPS)/venv
+	rm -rf build/wheels/abi3
+	$(BIN)/maturin build --quiet --release --features abi3 --out build/wheels/abi3
 
 demo: $(STAMPS)/wheel-release $(STAMPS)/demo-packages
 	$(BIN)/python examples/demo.py $(DEMO_ARGS)
@@ -83,6 +90,22 @@ check: $(STAMPS)/lint-packages $(STAMPS)/test-packages $(STAMPS)/wheel-audit
 
 bench: $(STAMPS)/wheel-release $(STAMPS)/test-packages
 	$(BIN)/python benches/python/run.py $(BENCH_ARGS)
+
+# The peers' packages go to environments of their own under build/peers. Only the loop and the codec, which
+# all arms share, are brought to the peers' versions here.
+bench-peers: $(STAMPS)/wheel-release $(STAMPS)/test-packages
+	$(BIN)/python benches/python/peers.py install
+	$(BIN)/pip install --quiet --disable-pip-version-check -r benches/python/peers/base.txt
+	$(BIN)/python benches/python/run.py --arms all $(BENCH_ARGS)
+
+# make bench-chart RESULTS=results.json CHART=chart.png
+bench-chart: $(STAMPS)/venv
+	$(BIN)/python benches/python/peers.py install chart
+	build/peers/chart/bin/python benches/python/chart.py $(RESULTS) $(CHART)
+
+# make guard GUARD=record writes benches/guard/figures.json anew; GUARD='check --merge-base' ignores it.
+guard: $(STAMPS)/wheel-release $(STAMPS)/test-packages
+	$(BIN)/python benches/guard/guard.py $(or $(GUARD),check)
 
 soak: $(STAMPS)/wheel-audit $(STAMPS)/test-packages
 	$(BIN)/python -m pytest -m soak $(PYTEST_ARGS)

@@ -2,15 +2,19 @@
 
 An arm is a module with `connect(address)` and, unless it lives in one process, `serve(engines)`,
 both async context managers. It is imported only where it runs, because imports are part of what
-S7 measures, and because Headrace may not be installed.
+S7 measures, and because what it is about may not be installed, or only in another environment.
 """
 
 import importlib
 import importlib.util
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, cast
+
+import environments
 
 
 class Client(Protocol):
@@ -39,29 +43,68 @@ class ArmModule(Protocol):
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to reach the engines."""
+    """One way to reach the engines.
+
+    `requires` names a package of the runner's own environment, `environment` one of `peers/`. An arm
+    does all scenarios but those it `lacks`; benches/README.md says why each is missing. `share` is
+    how much of a load's repetition it does, so that the slowest arm does not set how long all take.
+    """
 
     name: str
     module: str
     requires: str | None = None
+    environment: str | None = None
     has_server: bool = True
+    lacks: frozenset[str] = frozenset()
+    share: float = 1.0
 
     def load(self) -> ArmModule:
         """Import the arm."""
         return cast(ArmModule, importlib.import_module(self.module))
 
-    def is_installed(self) -> bool:
-        """Say whether the package that the arm is about can be found."""
-        return self.requires is None or importlib.util.find_spec(self.requires) is not None
+    @property
+    def python(self) -> str:
+        """Return the interpreter that this arm's processes run in."""
+        return str(environments.python(self.environment)) if self.environment else sys.executable
 
+    def command(self, script: str) -> list[str]:
+        """Return the command that runs one of this folder's scripts for this arm.
+
+        An arm that is not Python replaces it by a program that takes the same arguments, and
+        prints the same lines, as `client.py`, `first_response.py` and `server.py` do.
+        """
+        return [self.python, str(Path(__file__).parent / script)]
+
+    def missing(self) -> str | None:
+        """Return what has to be installed before this arm can run, if anything has to be."""
+        if self.environment is not None and not environments.is_installed(self.environment):
+            return f"environment {self.environment} (peers.py install {self.environment})"
+        if self.requires is not None and importlib.util.find_spec(self.requires) is None:
+            return f"package {self.requires} for {sys.executable}"
+        return None
+
+    def is_installed(self) -> bool:
+        """Say whether all that this arm needs is there."""
+        return self.missing() is None
+
+
+_NO_FAULTS = frozenset({"cancel", "kill"})
 
 ARMS = {
     arm.name: arm
     for arm in (
-        Arm("inprocess", "inprocess", has_server=False),
-        Arm("floor", "floor"),
-        Arm("floor-bursts", "floor_bursts"),
+        Arm("inprocess", "inprocess", has_server=False, lacks=frozenset({"S6", "kill"})),
+        Arm("floor", "floor", lacks=_NO_FAULTS),
+        Arm("floor-bursts", "floor_bursts", lacks=_NO_FAULTS),
         Arm("headrace", "headrace_arm", requires="headrace"),
+        Arm("streams", "streams_arm", lacks=frozenset({"cancel"}), share=0.25),
+        Arm("zmq-item", "zmq_item_arm", environment="zmq", lacks=_NO_FAULTS, share=0.25),
+        Arm("zmq-step", "zmq_step_arm", environment="zmq", lacks=_NO_FAULTS, share=0.25),
+        Arm("grpc", "grpc_arm", environment="grpc", share=0.1),
+        Arm("aiohttp", "aiohttp_arm", environment="aiohttp", share=0.1),
+        Arm("dynamo", "dynamo_arm", environment="dynamo", share=0.1),
+        Arm("dynamo-quic", "dynamo_quic_arm", environment="dynamo", share=0.1),
+        Arm("dynamo-sender", "dynamo_sender_arm", environment="dynamo", share=0.1),
     )
 }
 DEFAULT_ARMS = ("inprocess", "floor", "headrace")

@@ -49,10 +49,14 @@ async def paced(request: dict[str, Any]) -> AsyncIterator[Any]:
             await tick.wait()
             yield {"token_ids": [i], "text": " hi"}
     else:
-        await asyncio.sleep(request["offset_s"])
+        # Towards fixed times: were each sleep a whole period, streams that one stall has held up together
+        # would stay together, and cost less, for good.
+        loop = asyncio.get_running_loop()
+        next_at = loop.time() + request["offset_s"]
         for i in range(request["count"]):
+            await asyncio.sleep(max(0.0, next_at - loop.time()))
             yield {"token_ids": [i], "text": " hi"}
-            await asyncio.sleep(PERIOD_S)
+            next_at += PERIOD_S
 
 
 async def never_ending(request: dict[str, Any]) -> AsyncIterator[bytes]:

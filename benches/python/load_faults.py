@@ -74,6 +74,7 @@ async def _until_error(client: Client, request_id: int, opened: asyncio.Event) -
     """Read until the stream raises; return when it did, and what."""
     try:
         await _consume(client, request_id, opened)
-    except ConnectionError as error:
+    except Exception as error:
+        # Each arm has errors of its own; their names are among the figures.
         return time.monotonic_ns(), type(error).__name__
     raise RuntimeError("the stream of a killed worker ended cleanly")

@@ -5,9 +5,12 @@ import os
 import platform
 import resource
 import subprocess
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
+
+import peers
 
 PACKAGES = ("uvloop", "msgspec", "headrace")
 
@@ -28,14 +31,17 @@ def describe_machine() -> dict[str, object]:
     }
 
 
-def describe_versions() -> dict[str, str | None]:
-    """Return the versions of all that the figures depend on."""
+def describe_versions(environments: Iterable[str] = ()) -> dict[str, str | None]:
+    """Return the versions of all that the figures depend on, the peers' as their environments say."""
     versions: dict[str, str | None] = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             versions[package] = None
+    for environment in environments:
+        for package, version in peers.versions(environment).items():
+            versions[f"{environment}/{package}"] = version
     versions["commit"] = _commit()
     return versions
 

@@ -2,17 +2,21 @@
 
 import asyncio
 import json
-import sys
+import os
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from arms import Arm
+
 HERE = Path(__file__).parent
 SERVER_START_TIMEOUT_S = 20
 SERVER_STOP_TIMEOUT_S = 10
-CLIENT_TIMEOUT_S = 120
+
+# Above the 50 s that Dynamo's QUIC plane takes to notice the five deaths of `kill`.
+CLIENT_TIMEOUT_S = 90
 
 
 class RunFailed(Exception):
@@ -37,7 +41,10 @@ class Child:
             raise RunFailed(f"said nothing for {timeout_s} s{self._error_tail()}") from None
         if not line:
             raise RunFailed(f"ended without an answer{self._error_tail()}")
-        return json.loads(line)
+        try:
+            return json.loads(line)
+        except json.JSONDecodeError:
+            raise RunFailed(f"said {line[:200]!r}{self._error_tail()}") from None
 
     def close_stdin(self) -> None:
         """Tell the process that it may go."""
@@ -65,13 +72,13 @@ class Child:
 
 
 @asynccontextmanager
-async def child(script: str, *arguments: str) -> AsyncIterator[Child]:
-    """Run a script of this folder while entered."""
+async def child(arm: Arm, folder: Path, script: str, *arguments: str) -> AsyncIterator[Child]:
+    """Run a script of this folder for an arm while entered; its temporary files go to `folder`."""
     with tempfile.TemporaryFile() as errors:
         process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            str(HERE / script),
+            *arm.command(script),
             *arguments,
+            env={**os.environ, "TMPDIR": str(folder)},
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=errors,
@@ -105,9 +112,9 @@ class ServerProcess:
 
 
 @asynccontextmanager
-async def server(arm: str, cpu: int) -> AsyncIterator[ServerProcess]:
+async def server(arm: Arm, folder: Path, cpu: int) -> AsyncIterator[ServerProcess]:
     """Run a serving process while entered."""
-    async with child("server.py", arm, str(cpu)) as running:
+    async with child(arm, folder, "server.py", arm.name, str(cpu)) as running:
         try:
             ready = await running.read(SERVER_START_TIMEOUT_S)
         except RunFailed as failure:
@@ -115,9 +122,9 @@ async def server(arm: str, cpu: int) -> AsyncIterator[ServerProcess]:
         yield ServerProcess(running, ready)
 
 
-async def run_client(script: str, job: dict[str, Any]) -> dict[str, float]:
+async def run_client(arm: Arm, folder: Path, script: str, job: dict[str, Any]) -> dict[str, float]:
     """Run a loading process to its figures."""
-    async with child(script, json.dumps(job)) as running:
+    async with child(arm, folder, script, json.dumps(job)) as running:
         try:
             figures = await running.read(CLIENT_TIMEOUT_S)
         except RunFailed as failure:

@@ -21,14 +21,21 @@ class Spread:
 
 @dataclass(frozen=True)
 class Row:
-    """One metric: its spread in each arm, the ratio to the floor, the aim and the verdict."""
+    """One metric: its spread in each arm, the ratios of Headrace to them, the aim and the verdict.
+
+    `failures` counts the runs of an arm that gave no figure. `ratio` is the one to the floor.
+    `attained` is what the aim is compared with.
+    """
 
     scenario: str
     metric: str
     unit: str
     arms: Mapping[str, Spread]
+    failures: Mapping[str, int]
+    ratios: Mapping[str, float]
     ratio: float | None
     aim: str
+    attained: float | None
     reached: bool | None
 
 
@@ -43,37 +50,76 @@ def spread(results: Iterable[Result], scenario: str, arm: str, key: str) -> Spre
 
 
 def summarise(results: Sequence[Result], scenarios: Sequence[Scenario], arms: Sequence[str]) -> list[Row]:
-    """Return one row for each metric that any arm has a figure for."""
+    """Return one row for each metric that any arm has a figure for, or failed to give."""
     rows = [_row(results, scenario, metric, arms) for scenario in scenarios for metric in scenario.metrics]
-    return [row for row in rows if row.arms]
+    return [row for row in rows if row.arms or row.failures]
 
 
 def _row(results: Sequence[Result], scenario: Scenario, metric: Metric, arms: Sequence[str]) -> Row:
     """Return the row of one metric."""
+    middles = _Middles(results, scenario.name)
     spreads = {
         arm: found for arm in arms if (found := spread(results, scenario.name, arm, metric.key)) is not None
     }
-    judged, reference = spreads.get(JUDGED), spreads.get(REFERENCE)
-    ratio = judged.middle / reference.middle if judged and reference and reference.middle else None
-    reached = None
-    if metric.aim is not None and judged is not None:
-        less = metric.aim.less
-        base = spread(results, scenario.name, BARE, less) if less else None
-        reached = _reached(metric.aim, judged.middle, ratio, base)
-    aim = describe_aim(metric.aim)
-    return Row(scenario.name, metric.key, metric.unit, spreads, ratio, aim, reached)
+    failed = [
+        result.arm
+        for result in results
+        if result.scenario == scenario.name and result.failure and metric.only in (None, result.arm)
+    ]
+    judged = spreads.get(JUDGED)
+    ratios = {
+        arm: judged.middle / found.middle
+        for arm, found in spreads.items()
+        if judged and found.middle and arm != JUDGED
+    }
+    attained = _attained(metric.aim, metric.key, middles) if metric.aim else None
+    return Row(
+        scenario.name,
+        metric.key,
+        metric.unit,
+        spreads,
+        {arm: failed.count(arm) for arm in arms if arm in failed},
+        ratios,
+        ratios.get(REFERENCE),
+        describe_aim(metric.aim),
+        attained,
+        _reached(metric.aim, attained),
+    )
 
 
-def _reached(aim: Aim, judged: float, ratio: float | None, base: Spread | None) -> bool | None:
-    """Say whether the aim is reached, or nothing where what it compares with was not run."""
-    value: float | None = judged
-    if aim.of_floor:
-        value = ratio
-    elif aim.less is not None:
-        value = judged - base.middle if base else None
-    if value is None:
+@dataclass(frozen=True)
+class _Middles:
+    """The medians of one scenario."""
+
+    results: Sequence[Result]
+    scenario: str
+
+    def of(self, arm: str, key: str) -> float | None:
+        """Return an arm's median of a figure, if it has one."""
+        found = spread(self.results, self.scenario, arm, key)
+        return found.middle if found else None
+
+
+def _attained(aim: Aim, key: str, middles: _Middles) -> float | None:
+    """Return what an aim is compared with, or nothing where a part of it was not run."""
+    taken_off = middles.of(BARE, aim.less) if aim.less else 0.0
+    judged = middles.of(JUDGED, key)
+    if judged is None or taken_off is None:
         return None
-    return value >= aim.value if aim.at_least else value <= aim.value
+    if aim.of is None:
+        return judged - taken_off
+    other = middles.of(aim.of, key)
+    # Where the other arm costs nothing beyond the bare one, noise is all that is left to compare.
+    if other is None or other <= taken_off:
+        return None
+    return (judged - taken_off) / (other - taken_off)
+
+
+def _reached(aim: Aim | None, attained: float | None) -> bool | None:
+    """Say whether the aim is reached, or nothing where that cannot be said."""
+    if aim is None or attained is None:
+        return None
+    return attained >= aim.value if aim.at_least else attained <= aim.value
 
 
 def describe_aim(aim: Aim | None) -> str:
@@ -81,6 +127,6 @@ def describe_aim(aim: Aim | None) -> str:
     if aim is None:
         return ""
     sign = ">=" if aim.at_least else "<="
-    scale = f" x {REFERENCE}" if aim.of_floor else ""
-    less = f" beyond {BARE}" if aim.less else ""
-    return f"{sign} {aim.value:g}{scale}{less}"
+    if aim.of is None:
+        return f"{sign} {aim.value:g}" + (f" beyond {BARE}" if aim.less else "")
+    return f"{sign} {aim.value:g} x {aim.of}" + (f", each less {BARE}" if aim.less else "")

@@ -28,7 +28,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--scenarios", type=_listed, default=list(SCENARIOS), help=f"of {', '.join(SCENARIOS)}"
     )
-    parser.add_argument("--arms", type=_listed, help=f"of {', '.join(ARMS)}")
+    parser.add_argument("--arms", type=_listed, help=f"of {', '.join(ARMS)}; or all that are installed")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="smaller loads, for a first look")
     parser.add_argument("--cores", type=_listed, help="CLIENT,SERVER: the core of each side")
@@ -51,18 +51,22 @@ def _listed(text: str) -> list[str]:
 
 
 def _choose_arms(names: list[str] | None) -> list[Arm]:
-    """Return the named arms; an absent one is an error only where it was asked for."""
+    """Return the named arms; an absent one is an error only where it was asked for by name."""
+    asked_for = names is not None and names != ["all"]
+    if not asked_for:
+        names = list(ARMS if names else DEFAULT_ARMS)
     arms: list[Arm] = []
-    for name in names or DEFAULT_ARMS:
+    for name in names or ():
         if name not in ARMS:
             raise ValueError(f"no arm {name}; there are {', '.join(ARMS)}")
         arm = ARMS[name]
-        if arm.is_installed():
+        missing = arm.missing()
+        if missing is None:
             arms.append(arm)
-        elif names:
-            raise ValueError(f"arm {name}: {arm.requires} is not installed for {sys.executable}")
+        elif asked_for:
+            raise ValueError(f"arm {name}: {missing} is not installed")
         else:
-            say(f"arm {name} is left out: {arm.requires} is not installed for {sys.executable}")
+            say(f"arm {name} is left out: {missing} is not installed")
     return arms
 
 
@@ -87,11 +91,11 @@ async def run_all(options: argparse.Namespace) -> list[Result]:
         for repeat in range(1, options.repeats + 1)
         for scenario in options.scenarios
         for arm in options.arms
-        if arm.name in scenario.arms
+        if scenario.name not in arm.lacks
     ]
     results: list[Result] = []
     for done, (repeat, scenario, arm) in enumerate(plan, start=1):
-        place = f"[{done:3}/{len(plan)}] repeat {repeat}  {scenario.name:9}  {arm.name:12}"
+        place = f"[{done:3}/{len(plan)}] repeat {repeat}  {scenario.name:9}  {arm.name:13}"
         start = time.monotonic()
         if sys.stderr.isatty():
             print(f"{place}  ...", end="\r", file=sys.stderr, flush=True)
@@ -123,6 +127,7 @@ def write_json(options: argparse.Namespace, results: list[Result], where: dict[s
             "repeats": options.repeats,
             "quick": options.quick,
             "cores": asdict(options.cores),
+            "shares": {arm.name: arm.share for arm in options.arms},
             "params": {
                 scenario.name: dict(scenario.quick if options.quick else scenario.params)
                 for scenario in options.scenarios
@@ -138,7 +143,8 @@ def write_json(options: argparse.Namespace, results: list[Result], where: dict[s
 def main() -> int:
     """Run, report, and return 1 if any run failed; a missed aim is a result, not a failure."""
     options = parse()
-    machine, versions = describe_machine(), describe_versions()
+    environments = sorted({arm.environment for arm in options.arms if arm.environment})
+    machine, versions = describe_machine(), describe_versions(environments)
     where: dict[str, object] = {
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "command": shlex.join(["python", *sys.argv]),

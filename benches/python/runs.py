@@ -1,8 +1,10 @@
 """One run: fresh processes for one arm and one scenario, and the figures they gave."""
 
+import tempfile
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
 from time import monotonic_ns
 from typing import Any
@@ -34,29 +36,36 @@ class Result:
 
 
 async def run_once(scenario: Scenario, arm: Arm, repeat: int, cores: Cores, quick: bool) -> Result:
-    """Start fresh processes, load them, end them; a failure is a result too."""
-    params = scenario.quick if quick else scenario.params
+    """Start fresh processes, load them, end them; a failure is a result too.
+
+    The processes of a run share a folder for temporary files, so that peers which meet in a folder
+    find each other there and find nobody else. It goes with the run.
+    """
+    params = scenario.params_for(arm.share, quick)
     before = Busy.read()
     figures: dict[str, float] = {}
     failure = None
-    try:
-        figures = await _figures(scenario, arm, cores, params)
-    except RunFailed as why:
-        failure = str(why)
+    with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as folder:
+        try:
+            figures = await _figures(scenario, arm, cores, params, Path(folder))
+        except RunFailed as why:
+            failure = str(why)
     others_share = Busy.read().others_share(before)
     return Result(scenario.name, arm.name, repeat, others_share, figures, failure)
 
 
-async def _figures(scenario: Scenario, arm: Arm, cores: Cores, params: Mapping[str, Any]) -> dict[str, float]:
+async def _figures(
+    scenario: Scenario, arm: Arm, cores: Cores, params: Mapping[str, Any], folder: Path
+) -> dict[str, float]:
     """Run the servers around the client, and join their figures."""
     server_cpu = cores.client if scenario.one_core else cores.server
     async with AsyncExitStack() as stack:
         servers = [
-            await stack.enter_async_context(server(arm.name, server_cpu))
+            await stack.enter_async_context(server(arm, folder, server_cpu))
             for _ in range(scenario.servers if arm.has_server else 0)
         ]
         if scenario.load is None:
-            figures = await _first_responses(arm, servers, cores, params["processes"])
+            figures = await _first_responses(arm, servers, cores, params["processes"], folder)
         else:
             job = {
                 "arm": arm.name,
@@ -65,7 +74,7 @@ async def _figures(scenario: Scenario, arm: Arm, cores: Cores, params: Mapping[s
                 "servers": [{"address": s.address, "pid": s.pid} for s in servers],
                 "cpu": cores.client,
             }
-            figures = await run_client("client.py", job)
+            figures = await run_client(arm, folder, "client.py", job)
         for running in servers:
             used = await running.stop()
             if "peak_rss_kib" in used:
@@ -76,7 +85,7 @@ async def _figures(scenario: Scenario, arm: Arm, cores: Cores, params: Mapping[s
 
 
 async def _first_responses(
-    arm: Arm, servers: list[ServerProcess], cores: Cores, processes: int
+    arm: Arm, servers: list[ServerProcess], cores: Cores, processes: int, folder: Path
 ) -> dict[str, float]:
     """Start a number of clients one after the other; return the median of each figure."""
     job = {
@@ -85,6 +94,7 @@ async def _first_responses(
         "cpu": cores.client,
     }
     answers = [
-        await run_client("first_response.py", {**job, "spawned_ns": monotonic_ns()}) for _ in range(processes)
+        await run_client(arm, folder, "first_response.py", {**job, "spawned_ns": monotonic_ns()})
+        for _ in range(processes)
     ]
     return {key: median(answer[key] for answer in answers) for key in answers[0]}

@@ -1,10 +1,11 @@
-"""The report as text."""
+"""The report as text: one wide table for a few arms, a block for each scenario where there are more."""
 
 from collections.abc import Sequence
+from itertools import groupby
 
 from report import JUDGED, REFERENCE, Row, Spread, spread, summarise
 from runs import Result
-from scenarios import Scenario
+from scenarios import SCENARIOS, Scenario
 
 USED = (
     ("client_cpu_s", "client CPU s"),
@@ -16,6 +17,9 @@ USED = (
 # From this share of the machine on, what others ran meanwhile is worth a warning.
 OTHERS_SHARE_MAX = 0.05
 
+# A wide table of more arms than this does not fit a screen.
+WIDE_ARMS_MAX = 3
+
 _VERDICTS = {True: "reached", False: "MISSED", None: ""}
 
 
@@ -24,23 +28,25 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def cell(found: Spread | None) -> str:
-    """Return a spread as one cell."""
+def cell(found: Spread | None, failures: int = 0) -> str:
+    """Return a spread as one cell, with the runs that failed."""
     if found is None:
-        return ""
-    if found.least == found.most:
-        return number(found.middle)
-    return f"{number(found.middle)} ({number(found.least)}-{number(found.most)})"
+        return "failed" if failures else ""
+    text = number(found.middle)
+    if found.least != found.most:
+        text += f" ({_range(found)})"
+    return f"{text}, {failures} failed" if failures else text
 
 
 def print_report(results: Sequence[Result], scenarios: Sequence[Scenario], arms: Sequence[str]) -> None:
     """Print the figures, what they took, what went wrong, and whether others disturbed."""
-    print(f"\nmedian (least-most) of the repeats; ratio is {JUDGED} / {REFERENCE}\n")
     rows = summarise(results, scenarios, arms)
-    _print_table(
-        ["scenario", "metric", "unit", *arms, "ratio", "aim", ""],
-        [_figure_cells(row, arms) for row in rows],
-    )
+    if len(arms) > WIDE_ARMS_MAX:
+        _print_blocks(rows, arms)
+    else:
+        print(f"\nmedian (least-most) of the repeats; ratio is {JUDGED} / {REFERENCE}\n")
+        head = ["scenario", "metric", "unit", *arms, "ratio", "aim", ""]
+        _print_table(head, [_figure_cells(row, arms) for row in rows])
     print("\nwhat the processes used: CPU in the measured part, memory at its peak\n")
     _print_table(["scenario", "arm", *(title for _, title in USED)], _use(results, scenarios, arms))
     for result in results:
@@ -55,21 +61,54 @@ def print_report(results: Sequence[Result], scenarios: Sequence[Scenario], arms:
         print(f"\nothers used up to {most:.0%} of the machine during a run: repeat on an idle one")
 
 
+def _print_blocks(rows: Sequence[Row], arms: Sequence[str]) -> None:
+    """Print a block for each scenario, with a table of arms for each of its metrics."""
+    print(f"\nmedian and least-most of the repeats; the ratio is {JUDGED} / arm")
+    for name, metrics in groupby(rows, key=lambda row: row.scenario):
+        print(f"\n\n{name}: {SCENARIOS[name].title}")
+        for row in metrics:
+            verdict = f"; aim {row.aim} {_verdict(row)}".rstrip() if row.aim else ""
+            print(f"\n{row.metric}, {row.unit}{verdict}\n")
+            _print_table(["arm", "median", "least-most", "ratio"], _arm_cells(row, arms))
+
+
+def _arm_cells(row: Row, arms: Sequence[str]) -> list[list[str]]:
+    """Return a line for each arm that has this metric, or should have had it."""
+    lines: list[list[str]] = []
+    for arm in arms:
+        found, failures = row.arms.get(arm), row.failures.get(arm, 0)
+        if found is None:
+            if failures:
+                lines.append([arm, "failed", "", ""])
+            continue
+        failed = f", {failures} failed" if failures else ""
+        lines.append([arm, number(found.middle) + failed, _range(found), _ratio(row.ratios.get(arm))])
+    return lines
+
+
 def _figure_cells(row: Row, arms: Sequence[str]) -> list[str]:
-    """Return a row of the first table."""
-    return [
-        row.scenario,
-        row.metric,
-        row.unit,
-        *(cell(row.arms.get(arm)) for arm in arms),
-        f"{row.ratio:.2f}" if row.ratio is not None else "",
-        row.aim,
-        _VERDICTS[row.reached],
-    ]
+    """Return a row of the wide table."""
+    cells = [cell(row.arms.get(arm), row.failures.get(arm, 0)) for arm in arms]
+    return [row.scenario, row.metric, row.unit, *cells, _ratio(row.ratio), row.aim, _verdict(row)]
+
+
+def _verdict(row: Row) -> str:
+    """Return whether the aim is reached, and by what."""
+    return "" if row.attained is None else f"{_VERDICTS[row.reached]} at {number(row.attained)}"
+
+
+def _ratio(value: float | None) -> str:
+    """Return a ratio, of which two digits after the point are worth reading."""
+    return "" if value is None else f"{value:.2f}"
+
+
+def _range(found: Spread) -> str:
+    """Return the least and the most of a spread."""
+    return f"{number(found.least)}-{number(found.most)}"
 
 
 def _use(results: Sequence[Result], scenarios: Sequence[Scenario], arms: Sequence[str]) -> list[list[str]]:
-    """Return the rows of the second table."""
+    """Return the rows of the table of what was used."""
     rows: list[list[str]] = []
     for scenario in scenarios:
         for arm in arms:
