@@ -1,6 +1,6 @@
 """Headrace: call a Python engine in another process from asyncio and read its answers as a stream."""
 
-from headrace._headrace import Call, Context, ResponseStream, __version__
+from headrace._headrace import Call, Context, ResponseStream, UnaryCall, __version__
 from headrace.errors import (
     AuthenticationError,
     CannotConnect,
@@ -29,6 +29,7 @@ __all__ = [
     "Router",
     "Instance",
     "Call",
+    "UnaryCall",
     "ResponseStream",
     "Context",
     "HeadraceError",

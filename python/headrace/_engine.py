@@ -136,22 +136,10 @@ class Runner:
         return self._function(request, sink.context()) if self._takes_context else self._function(request)
 
     async def _run_async_generator(self, request: Any, sink: Sink) -> None:
-        push = sink.push
         try:
-            stream = self._call(request, sink)
-            sink.open()
-            try:
-                async for item in stream:
-                    wait = push(item)
-                    if wait is not None:
-                        await wait
-            except BaseException:
-                await _close_generator(stream)
-                raise
+            await self._pump(self._call(request, sink), sink)
         except BaseException as error:
             self._failed(sink, error)
-        else:
-            sink.finish()
 
     async def _run_coroutine(self, request: Any, sink: Sink) -> None:
         try:
@@ -168,10 +156,14 @@ class Runner:
     async def _pump(self, stream: AsyncIterator[Any], sink: Sink) -> None:
         sink.open()
         try:
-            async for item in stream:
-                wait = sink.push(item)
-                if wait is not None:
-                    await wait
+            pump = sink.pump(stream)
+            if pump is not None:
+                await pump
+            else:
+                async for item in stream:
+                    wait = sink.push(item)
+                    if wait is not None:
+                        await wait
         except BaseException:
             await _close_generator(stream)
             raise

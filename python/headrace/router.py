@@ -9,7 +9,7 @@ from types import EllipsisType, TracebackType
 from typing import Any, Literal, Self
 
 from headrace import _headrace
-from headrace._headrace import Call, RouterSettings
+from headrace._headrace import Call, RouterSettings, UnaryCall
 from headrace._loop import current_hub
 from headrace.codec import codec
 
@@ -190,7 +190,7 @@ class Router:
         request_id: str | None = None,
         traceparent: str | None = None,
         response_type: Any = None,
-    ) -> Call[Any]:
+    ) -> UnaryCall[Any]:
         """Call an engine that answers with exactly one item.
 
         Args:

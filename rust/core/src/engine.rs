@@ -39,7 +39,7 @@ pub struct Request {
     /// W3C trace context; empty without a trace.
     pub traceparent: String,
     /// The router that sent it.
-    pub client_id: String,
+    pub client_id: Arc<str>,
 }
 
 /// Why an item was not taken.
@@ -80,7 +80,7 @@ impl Responder {
 
     /// PROLOGUE, once. Under the link's lock, so that no item of another thread comes before it.
     fn open_first(&self, out: &mut Outbound) {
-        if !self.prologue_sent.swap(true, Ordering::Relaxed) {
+        if !self.prologue_sent.swap(true, Ordering::Relaxed) && out.is_open(self.stream.id) {
             out.prologue(self.stream.id, None);
         }
     }
@@ -91,7 +91,6 @@ impl Responder {
     /// # Errors
     /// Nobody wants the item any more, or it is too large; nothing was sent.
     pub fn push(&self, encoding: u8, payload: &[u8]) -> Result<Pushed, PushError> {
-        self.check_killed()?;
         let pushed = self.stream.link.send(|out| {
             self.open_first(out);
             out.item(self.stream.id, encoding, payload)
@@ -104,16 +103,11 @@ impl Responder {
     /// # Errors
     /// As [`Self::push`].
     pub fn push_shared(&self, encoding: u8, payload: Bytes) -> Result<Pushed, PushError> {
-        self.check_killed()?;
         let pushed = self.stream.link.send(|out| {
             self.open_first(out);
             out.item_shared(self.stream.id, encoding, payload)
         });
         push_result(pushed)
-    }
-
-    fn check_killed(&self) -> Result<(), PushError> {
-        if self.is_killed() { Err(PushError::Killed) } else { Ok(()) }
     }
 
     /// Ready when everything pushed has found its place in the outbound buffer, or the stream is killed.
@@ -226,6 +220,7 @@ impl Drop for Responder {
     }
 }
 
+/// A killed stream's sending half is closed, so no push has to look at its flags.
 fn push_result<T>(pushed: Result<T, EncodeError>) -> Result<T, PushError> {
     pushed.map_err(|error| match error {
         EncodeError::PayloadTooLarge { limit, actual } => PushError::TooLarge { limit, actual },

@@ -149,7 +149,7 @@ async fn the_worker_keeps_the_deadline_itself_running_and_queued() {
         let mut head = head();
         head.deadline_us = Some(50_000);
         head.encode(&mut encoded).unwrap();
-        peer.out.request(stream, encoded.into(), "1 1 hang".into()).unwrap();
+        peer.out.request(stream, encoded, "1 1 hang".into()).unwrap();
     }
     peer.flush().await;
     let mut ended = [peer.until(Kind::Error).await.stream, peer.until(Kind::Error).await.stream];

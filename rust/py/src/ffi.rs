@@ -10,7 +10,8 @@ use bytes::Bytes;
 use pyo3::exceptions::{PyBaseException, PyBufferError};
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::types::PyTuple;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyTuple, PyType};
 
 use crate::runtime::is_forked;
 
@@ -29,6 +30,66 @@ pub(crate) fn raise_stop_iteration(value: Bound<'_, PyAny>) -> PyResult<Option<P
     unsafe { ffi::PyErr_SetObject(ffi::PyExc_StopIteration, value.as_ptr()) };
     debug_assert!(PyErr::occurred(py));
     Ok(None)
+}
+
+/// What one step of an awaitable's iterator gave.
+pub(crate) enum Sent<'py> {
+    /// It has returned this.
+    Item(Bound<'py, PyAny>),
+    /// It waits for this.
+    Waits(Bound<'py, PyAny>),
+    /// It has raised.
+    Raised(PyErr),
+}
+
+/// Steps an iterator as `await` does, without a method call by name.
+pub(crate) fn send_none<'py>(iterator: &Bound<'py, PyAny>) -> Sent<'py> {
+    let py = iterator.py();
+    let mut result = std::ptr::null_mut();
+    // SAFETY: the interpreter is attached, `iterator` is a live iterator (what an asynchronous generator's
+    // `__anext__` returned), and `result` may be written to.
+    let status = unsafe { ffi::PyIter_Send(iterator.as_ptr(), py.None().as_ptr(), &raw mut result) };
+    // SAFETY: unless it says that it raised, `PyIter_Send` has stored a reference that is ours.
+    let value = unsafe { Bound::from_owned_ptr_or_opt(py, result) };
+    match (status, value) {
+        (ffi::PySendResult::PYGEN_RETURN, Some(value)) => Sent::Item(value),
+        (ffi::PySendResult::PYGEN_NEXT, Some(value)) => Sent::Waits(value),
+        _ => Sent::Raised(PyErr::fetch(py)),
+    }
+}
+
+/// A generator made by an `async def` function with `yield`, and the slot behind its `__anext__`.
+#[derive(Debug)]
+pub(crate) struct AsyncGenerator {
+    object: Py<PyAny>,
+    anext: ffi::unaryfunc,
+}
+
+impl AsyncGenerator {
+    /// `None` for any other object: whose `__anext__` may return what first has to be made an iterator.
+    pub(crate) fn new(object: Bound<'_, PyAny>) -> PyResult<Option<Self>> {
+        static TYPE: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+        let py = object.py();
+        let kind = TYPE.import(py, "types", "AsyncGeneratorType")?;
+        if !object.get_type().is(kind) {
+            return Ok(None);
+        }
+        // SAFETY: the type is live; since Python 3.10 static types may be asked too.
+        let slot = unsafe { ffi::PyType_GetSlot(kind.as_type_ptr(), ffi::Py_am_anext) };
+        if slot.is_null() {
+            return Ok(None);
+        }
+        // SAFETY: a slot of this number that is not null is a `unaryfunc`.
+        let anext = unsafe { std::mem::transmute::<*mut std::ffi::c_void, ffi::unaryfunc>(slot) };
+        Ok(Some(Self { object: object.unbind(), anext }))
+    }
+
+    /// `generator.__anext__()`: an iterator to be stepped by [`send_none`].
+    pub(crate) fn anext<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        // SAFETY: the interpreter is attached, and the slot is that of the object's exact type; it returns a
+        // reference that is ours, or null with an exception set.
+        unsafe { Bound::from_owned_ptr_or_err(py, (self.anext)(self.object.as_ptr())) }
+    }
 }
 
 /// Received bytes as a read-only buffer: arrays and memoryviews over it share its memory.

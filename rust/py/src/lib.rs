@@ -4,8 +4,8 @@
 //! | module | what lives there |
 //! |---|---|
 //! | [`bridge`] | one hub per event loop; how a task waits and is woken |
-//! | [`router`], [`response`] | calls and the streams they return |
-//! | [`worker`], [`sink`] | engines and where their items go |
+//! | [`router`], [`reading`], [`response`] | calls, how tasks wait for them, what Python sees of that |
+//! | [`worker`], [`sink`], [`pump`] | engines, where their items go, how generators are driven |
 //! | [`payload`] | objects as bytes and back |
 //! | [`errors`] | Rust errors as exceptions |
 //! | [`runtime`] | tokio's thread, fork, exit, the cold calls |
@@ -18,6 +18,8 @@ mod bridge;
 mod errors;
 mod ffi;
 mod payload;
+mod pump;
+mod reading;
 mod response;
 mod router;
 mod runtime;
@@ -38,7 +40,9 @@ mod _headrace {
     #[pymodule_export]
     use crate::payload::Codec;
     #[pymodule_export]
-    use crate::response::{Call, ResponseStream};
+    use crate::pump::Pump;
+    #[pymodule_export]
+    use crate::response::{Call, ResponseStream, UnaryCall};
     #[pymodule_export]
     use crate::router::{Router, RouterSettings};
     #[pymodule_export]

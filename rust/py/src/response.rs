@@ -1,156 +1,24 @@
-//! `Call` and `ResponseStream`: what `router.generate` and `router.call` return. A ready item is handed over
-//! without the loop, a task or a future: the stream is its own awaitable and raises `StopIteration` with it.
+//! `Call`, `UnaryCall` and `ResponseStream`: what `router.generate` and `router.call` return. A ready item is
+//! handed over without the loop, a task or a future: the stream is its own awaitable and raises
+//! `StopIteration` with it.
 
-use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::Poll;
 
-use headrace::{Call as CoreCall, CallError, Item, Ready, ResponseStream as CoreStream};
-use parking_lot::Mutex;
+use headrace::{Ready, ResponseStream as CoreStream};
 use pyo3::exceptions::{PyBaseException, PyStopAsyncIteration};
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 
-use crate::bridge::hub::Hub;
-use crate::bridge::parking::Parking;
 use crate::bridge::waiter::already_awaited;
 use crate::errors::call_error;
-use crate::ffi::{ForkSafe, raise_stop_iteration};
-use crate::payload::Codec;
-use crate::router::RouterHandle;
-use crate::runtime::{check_fork, is_forked};
-
-/// Ready items handed over before the loop gets a turn, so that a fast producer starves nobody.
-const READY_RUN_MAX: u32 = 64;
-
-#[derive(Debug)]
-enum State {
-    Opening(Box<CoreCall>),
-    Open(CoreStream),
-    /// The call failed: what it failed with, to be raised again.
-    Failed(CallError),
-    /// Closed before it was open.
-    Closed,
-}
-
-#[derive(Debug)]
-struct Inner {
-    state: State,
-    parking: Option<Parking>,
-    ready_run: u32,
-}
-
-/// What one step of an awaitable leads to.
-enum Step {
-    /// Wait for this.
-    Wait(Py<PyAny>),
-    /// Give the loop a turn.
-    Turn,
-    Item(Item),
-    End,
-    Failed(CallError),
-    /// Opened.
-    Opened,
-}
+use crate::ffi::raise_stop_iteration;
+use crate::reading::{Reading, Step, found};
+use crate::runtime::check_fork;
 
 /// A stream of the items that an engine yields. Made by `Router.generate`.
 #[pyclass(frozen, weakref, module = "headrace")]
 #[derive(Debug)]
-pub(crate) struct ResponseStream {
-    hub: Arc<Hub>,
-    codec: Py<Codec>,
-    request_id: String,
-    inner: ForkSafe<Mutex<Inner>>,
-    /// The router, which must not close while a stream of it is read.
-    _router: Arc<RouterHandle>,
-}
-
-impl ResponseStream {
-    fn new(
-        hub: Arc<Hub>,
-        codec: Py<Codec>,
-        request_id: String,
-        call: CoreCall,
-        router: Arc<RouterHandle>,
-    ) -> Self {
-        let inner = Inner { state: State::Opening(Box::new(call)), parking: None, ready_run: 0 };
-        Self { hub, codec, request_id, inner: ForkSafe::new(Mutex::new(inner)), _router: router }
-    }
-
-    /// Runs one step of whatever is awaited. `what` is polled with the stream once it is open.
-    fn step(&self, py: Python<'_>, what: impl Fn(&CoreStream, &Context<'_>) -> Poll<Step>) -> PyResult<Step> {
-        self.hub.check(py)?;
-        let mut inner = self.inner.lock();
-        let Inner { state, parking, .. } = &mut *inner;
-        let place = match parking {
-            Some(place) => place,
-            none => none.insert(self.hub.parking(py)?),
-        };
-        if place.is_awaited() {
-            return Err(already_awaited("this response"));
-        }
-        let mut cx = Context::from_waker(place.waker());
-        if let State::Opening(call) = state {
-            match std::pin::Pin::new(&mut **call).poll(&mut cx) {
-                Poll::Pending => return Ok(Step::Wait(place.arm(py))),
-                Poll::Ready(Ok(stream)) => *state = State::Open(stream),
-                Poll::Ready(Err(error)) => *state = State::Failed(error),
-            }
-        }
-        Ok(match state {
-            State::Open(stream) => match what(stream, &cx) {
-                Poll::Ready(step) => step,
-                Poll::Pending => Step::Wait(place.arm(py)),
-            },
-            State::Failed(error) => Step::Failed(error.clone()),
-            State::Opening(_) | State::Closed => Step::End,
-        })
-    }
-
-    /// The fast path of `__next__`: what is there already.
-    fn take_ready(&self) -> Option<Step> {
-        let mut inner = self.inner.lock();
-        let Inner { state: State::Open(stream), ready_run, .. } = &mut *inner else { return None };
-        if *ready_run >= READY_RUN_MAX {
-            *ready_run = 0;
-            return Some(Step::Turn);
-        }
-        *ready_run += 1;
-        match stream.try_next() {
-            Ready::Item(item) => Some(Step::Item(item)),
-            Ready::End => Some(Step::End),
-            Ready::Failed(error) => Some(Step::Failed(error)),
-            Ready::Pending => {
-                *ready_run = 0;
-                None
-            }
-        }
-    }
-
-    fn kill_now(&self) {
-        if is_forked() {
-            return;
-        }
-        let previous = {
-            let mut inner = self.inner.lock();
-            match &inner.state {
-                State::Open(stream) => {
-                    stream.kill();
-                    None
-                }
-                State::Opening(_) => Some(std::mem::replace(&mut inner.state, State::Closed)),
-                State::Failed(_) | State::Closed => None,
-            }
-        };
-        drop(previous);
-    }
-
-    fn with_open<T>(&self, look: impl FnOnce(&CoreStream) -> T) -> Option<T> {
-        match &self.inner.lock().state {
-            State::Open(stream) => Some(look(stream)),
-            _ => None,
-        }
-    }
-}
+pub(crate) struct ResponseStream(Reading);
 
 #[pymethods]
 impl ResponseStream {
@@ -172,13 +40,13 @@ impl ResponseStream {
 
     fn __next__(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
         check_fork(py)?;
-        let step = match self.take_ready() {
+        let step = match self.0.take_ready() {
             Some(step) => step,
-            None => self.step(py, |stream, cx| stream.poll_next(cx).map(found))?,
+            None => self.0.step(py, |stream, cx| stream.poll_next(cx).map(found))?,
         };
-        self.hub.settle(py)?;
+        self.0.hub.settle(py)?;
         match step {
-            Step::Item(item) => raise_stop_iteration(self.codec.get().decode(py, &item)?),
+            Step::Item(item) => raise_stop_iteration(self.0.codec.get().decode(py, &item)?),
             Step::Wait(waiter) => Ok(Some(waiter)),
             Step::Turn => Ok(Some(py.None())),
             Step::End | Step::Opened => Err(PyStopAsyncIteration::new_err(())),
@@ -195,15 +63,15 @@ impl ResponseStream {
         value: Option<Bound<'_, PyAny>>,
         traceback: Option<Bound<'_, PyAny>>,
     ) -> PyResult<Option<Py<PyAny>>> {
-        self.kill_now();
-        self.hub.settle(py)?;
-        Err(thrown(kind, value, traceback))
+        // The exception carries its traceback; the separate one is the old form's.
+        drop(traceback);
+        self.0.abandon(py)?;
+        Err(thrown(kind, value))
     }
 
     /// The coroutine that awaits is closed: nobody reads on.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
-        self.kill_now();
-        self.hub.settle(py)
+        self.0.abandon(py)
     }
 
     /// Appends the items that are ready, at most `limit`, without waiting. When one cannot be decoded, those
@@ -213,12 +81,12 @@ impl ResponseStream {
         let py = into.py();
         check_fork(py)?;
         for _ in 0..limit {
-            match self.with_open(CoreStream::try_next) {
-                Some(Ready::Item(item)) => into.append(self.codec.get().decode(py, &item)?)?,
+            match self.0.with_open(CoreStream::try_next) {
+                Some(Ready::Item(item)) => into.append(self.0.codec.get().decode(py, &item)?)?,
                 _ => break,
             }
         }
-        self.hub.settle(py)
+        self.0.hub.settle(py)
     }
 
     /// Lists of the items that are ready: one list for each wake-up instead of one item.
@@ -236,15 +104,14 @@ impl ResponseStream {
     /// Asks the engine to finish; what it still yields arrives, then the stream ends cleanly.
     fn stop(&self, py: Python<'_>) -> PyResult<()> {
         check_fork(py)?;
-        self.with_open(CoreStream::stop);
-        self.hub.settle(py)
+        self.0.with_open(CoreStream::stop);
+        self.0.hub.settle(py)
     }
 
     /// Ends the stream at once. The engine is cancelled, unread items are dropped.
     fn kill(&self, py: Python<'_>) -> PyResult<()> {
         check_fork(py)?;
-        self.kill_now();
-        self.hub.settle(py)
+        self.0.abandon(py)
     }
 
     /// As `kill`, for `contextlib.aclosing` and by analogy with asynchronous generators.
@@ -265,19 +132,19 @@ impl ResponseStream {
     /// The call's request id.
     #[getter]
     fn request_id(&self) -> String {
-        self.with_open(|stream| stream.request_id().to_owned()).unwrap_or_else(|| self.request_id.clone())
+        self.0.request_id()
     }
 
     /// The instance that answers; `None` before it is known.
     #[getter]
     fn instance_id(&self) -> Option<String> {
-        self.with_open(|stream| stream.instance_id().to_owned())
+        self.0.with_open(|stream| stream.instance_id().to_owned())
     }
 
     /// Whether the engine ended because it was asked to stop.
     #[getter]
     fn stopped(&self) -> bool {
-        self.with_open(CoreStream::stopped).unwrap_or(false)
+        self.0.with_open(CoreStream::stopped).unwrap_or(false)
     }
 
     /// How often the stream was continued on another instance.
@@ -287,44 +154,13 @@ impl ResponseStream {
     }
 
     fn __repr__(&self) -> String {
-        let state = match &self.inner.lock().state {
-            State::Opening(_) => "opening",
-            State::Open(_) => "open",
-            State::Failed(_) => "failed",
-            State::Closed => "closed",
-        };
-        format!("<headrace.ResponseStream request_id={:?} {state}>", self.request_id())
-    }
-}
-
-impl Drop for ResponseStream {
-    fn drop(&mut self) {
-        if !is_forked() {
-            // The KILL that this may send is flushed by the loop, which has to be told.
-            self.kill_now();
-            self.hub.flush_later();
-            let parking = self.inner.lock().parking.take();
-            if let Some(parking) = parking {
-                self.hub.recycle(parking);
-            }
-        }
-    }
-}
-
-fn found(ready: Ready) -> Step {
-    match ready {
-        Ready::Item(item) => Step::Item(item),
-        Ready::End | Ready::Pending => Step::End,
-        Ready::Failed(error) => Step::Failed(error),
+        let state = self.0.state();
+        format!("<headrace.ResponseStream request_id={:?} {state}>", self.0.request_id())
     }
 }
 
 /// The exception that `throw` was given in one of its three forms.
-fn thrown(
-    kind: Bound<'_, PyAny>,
-    value: Option<Bound<'_, PyAny>>,
-    _traceback: Option<Bound<'_, PyAny>>,
-) -> PyErr {
+pub(crate) fn thrown(kind: Bound<'_, PyAny>, value: Option<Bound<'_, PyAny>>) -> PyErr {
     match value {
         Some(value) if value.is_instance_of::<PyBaseException>() => PyErr::from_value(value),
         _ if kind.is_instance_of::<PyBaseException>() => PyErr::from_value(kind),
@@ -333,26 +169,15 @@ fn thrown(
     }
 }
 
-/// A call that has not begun until it is awaited: `await` gives the stream (or the single item),
-/// `async for` and `async with` work directly.
+/// A call that has not begun until it is awaited: `await` gives the stream, `async for` and `async with` work
+/// directly. Made by `Router.generate`.
 #[pyclass(frozen, module = "headrace")]
 #[derive(Debug)]
-pub(crate) struct Call {
-    stream: Py<ResponseStream>,
-    single: bool,
-}
+pub(crate) struct Call(Py<ResponseStream>);
 
 impl Call {
-    pub(crate) fn new(
-        py: Python<'_>,
-        hub: Arc<Hub>,
-        codec: Py<Codec>,
-        request_id: String,
-        call: CoreCall,
-        router: Arc<RouterHandle>,
-        single: bool,
-    ) -> PyResult<Self> {
-        Ok(Self { stream: Py::new(py, ResponseStream::new(hub, codec, request_id, call, router))?, single })
+    pub(crate) fn new(py: Python<'_>, reading: Reading) -> PyResult<Self> {
+        Ok(Self(Py::new(py, ResponseStream(reading))?))
     }
 }
 
@@ -367,22 +192,12 @@ impl Call {
     }
 
     fn __next__(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
-        let stream = self.stream.get();
-        let step = if self.single {
-            stream.step(py, |open, cx| {
-                open.poll_single(cx).map(|result| result.map_or_else(Step::Failed, Step::Item))
-            })
-        } else {
-            stream.step(py, |_, _| Poll::Ready(Step::Opened))
-        }?;
-        stream.hub.settle(py)?;
+        let reading = &self.0.get().0;
+        let step = reading.step(py, |_, _| Poll::Ready(Step::Opened))?;
+        reading.hub.settle(py)?;
         match step {
-            Step::Opened => raise_stop_iteration(self.stream.bind(py).clone().into_any()),
-            Step::Item(item) => raise_stop_iteration(stream.codec.get().decode(py, &item)?),
-            Step::Wait(waiter) => Ok(Some(waiter)),
-            Step::Turn => Ok(Some(py.None())),
-            Step::Failed(error) => Err(call_error(py, &error)),
-            Step::End => Err(already_awaited("a call that was closed")),
+            Step::Opened => raise_stop_iteration(self.0.bind(py).clone().into_any()),
+            step => stepped(py, reading, step),
         }
     }
 
@@ -394,15 +209,15 @@ impl Call {
         value: Option<Bound<'_, PyAny>>,
         traceback: Option<Bound<'_, PyAny>>,
     ) -> PyResult<Option<Py<PyAny>>> {
-        self.stream.get().throw(py, kind, value, traceback)
+        self.0.get().throw(py, kind, value, traceback)
     }
 
     fn close(&self, py: Python<'_>) -> PyResult<()> {
-        self.stream.get().close(py)
+        self.0.get().close(py)
     }
 
     fn __aiter__(&self, py: Python<'_>) -> Py<ResponseStream> {
-        self.stream.clone_ref(py)
+        self.0.clone_ref(py)
     }
 
     fn __aenter__(slf: Py<Self>) -> Py<Self> {
@@ -411,7 +226,66 @@ impl Call {
 
     #[pyo3(signature = (*_exception))]
     fn __aexit__(&self, py: Python<'_>, _exception: &Bound<'_, pyo3::types::PyTuple>) -> PyResult<Immediate> {
-        self.stream.get().aclose(py)
+        self.0.get().aclose(py)
+    }
+}
+
+/// A call of a unary engine that has not begun until it is awaited: `await` gives the item. Made by
+/// `Router.call`.
+#[pyclass(frozen, module = "headrace")]
+#[derive(Debug)]
+pub(crate) struct UnaryCall(Reading);
+
+impl UnaryCall {
+    pub(crate) const fn new(reading: Reading) -> Self {
+        Self(reading)
+    }
+}
+
+#[pymethods]
+impl UnaryCall {
+    fn __await__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    fn __iter__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    fn __next__(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+        let step = self.0.step(py, |open, cx| {
+            open.poll_single(cx).map(|result| result.map_or_else(Step::Failed, Step::Item))
+        })?;
+        self.0.hub.settle(py)?;
+        stepped(py, &self.0, step)
+    }
+
+    #[pyo3(signature = (kind, value=None, traceback=None))]
+    fn throw(
+        &self,
+        py: Python<'_>,
+        kind: Bound<'_, PyAny>,
+        value: Option<Bound<'_, PyAny>>,
+        traceback: Option<Bound<'_, PyAny>>,
+    ) -> PyResult<Option<Py<PyAny>>> {
+        drop(traceback);
+        self.0.abandon(py)?;
+        Err(thrown(kind, value))
+    }
+
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        self.0.abandon(py)
+    }
+}
+
+/// What a step of a call means to whoever awaits it.
+fn stepped(py: Python<'_>, reading: &Reading, step: Step) -> PyResult<Option<Py<PyAny>>> {
+    match step {
+        Step::Item(item) => raise_stop_iteration(reading.codec.get().decode(py, &item)?),
+        Step::Wait(waiter) => Ok(Some(waiter)),
+        Step::Turn => Ok(Some(py.None())),
+        Step::Failed(error) => Err(call_error(py, &error)),
+        Step::End | Step::Opened => Err(already_awaited("a call that was closed")),
     }
 }
 

@@ -14,7 +14,8 @@ use crate::bridge::loop_hub::LoopHub;
 use crate::errors::start_error;
 use crate::ffi::ForkSafe;
 use crate::payload::{Codec, own};
-use crate::response::Call;
+use crate::reading::Reading;
+use crate::response::{Call, UnaryCall};
 use crate::runtime::{check_process, cold, handle};
 
 /// A router's settings and targets, checked.
@@ -173,7 +174,7 @@ impl Router {
         request_id: Option<String>,
         traceparent: Option<String>,
         single: bool,
-    ) -> PyResult<Call> {
+    ) -> PyResult<Py<PyAny>> {
         let py = request.py();
         check_process(py)?;
         self.hub.check(py)?;
@@ -190,7 +191,12 @@ impl Router {
         options.single = single;
         let request_id = options.request_id.clone();
         let call = self.with(py, |router| router.call(options))?;
-        Call::new(py, Arc::clone(&self.hub), codec, request_id, call, Arc::clone(&self.owned), single)
+        let reading = Reading::new(Arc::clone(&self.hub), codec, request_id, call, Arc::clone(&self.owned));
+        Ok(if single {
+            Py::new(py, UnaryCall::new(reading))?.into_any()
+        } else {
+            Py::new(py, Call::new(py, reading)?)?.into_any()
+        })
     }
 
     /// What is known of each instance, as dictionaries.

@@ -15,11 +15,12 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
 use crate::bridge::hub::Hub;
-use crate::bridge::parking::{Parked, Parking, calling};
+use crate::bridge::parking::{Parked, Parking, telling};
 use crate::bridge::waiter::{Turn, Waiter};
 use crate::errors::{item_too_large, stream_killed};
-use crate::ffi::ForkSafe;
+use crate::ffi::{AsyncGenerator, ForkSafe};
 use crate::payload::{Codec, Encoded, share};
+use crate::pump::Pump;
 
 /// Items pushed before the loop gets a turn.
 const BURST_ITEMS_MAX: u32 = 64;
@@ -36,6 +37,15 @@ struct Burst {
     last: Instant,
 }
 
+/// What has to happen before the next item.
+pub(crate) enum Wait {
+    None,
+    /// The loop should have a turn.
+    Turn,
+    /// Credit: this is to be awaited.
+    For(Py<PyAny>),
+}
+
 /// What an engine may know of its request.
 #[derive(Debug)]
 struct Facts {
@@ -44,7 +54,7 @@ struct Facts {
     metadata: Vec<(String, String)>,
     traceparent: String,
     instance_id: Arc<str>,
-    client_id: String,
+    client_id: Arc<str>,
 }
 
 /// The state that a sink and its context share.
@@ -57,15 +67,17 @@ struct Shared {
     stop_waiters: Mutex<Vec<Py<Waiter>>>,
 }
 
-/// Where one request's items go.
+/// Where one request's items go. What a push looks at comes first, for the reason given in the core's `Stream`.
 #[pyclass(frozen, module = "headrace._headrace")]
 #[derive(Debug)]
+#[repr(C)]
 pub(crate) struct Sink {
+    hub: Arc<Hub>,
     codec: Py<Codec>,
-    shared: Arc<Shared>,
     responder: ForkSafe<Mutex<Option<Responder>>>,
-    parking: Mutex<Option<Parking>>,
     burst: Mutex<Burst>,
+    shared: Arc<Shared>,
+    parking: Mutex<Option<Parking>>,
     /// The waker that STOP and KILL wake, and its slot.
     watch: Mutex<Option<(Waker, Parked)>>,
     /// The engine's task, kept alive until the stream has ended, and whether it was cancelled.
@@ -86,35 +98,42 @@ impl Sink {
         let burst = Burst { items: 0, turn: hub.turn(), began: now, last: now };
         let control = ForkSafe::new(responder.control());
         Self {
+            hub: Arc::clone(&hub),
             codec,
-            shared: Arc::new(Shared { hub, control, facts, stop_waiters: Mutex::default() }),
             responder: ForkSafe::new(Mutex::new(Some(responder))),
-            parking: Mutex::new(None),
             burst: Mutex::new(burst),
+            shared: Arc::new(Shared { hub, control, facts, stop_waiters: Mutex::default() }),
+            parking: Mutex::new(None),
             watch: Mutex::new(None),
             task: Mutex::new(None),
         }
     }
 
-    /// Has STOP and KILL call [`Self::_signalled`].
-    pub(crate) fn watch(slf: &Bound<'_, Self>) -> PyResult<()> {
-        let py = slf.py();
+    /// Has STOP and KILL call [`Self::signalled`].
+    pub(crate) fn watch(slf: &Bound<'_, Self>) {
         let this = slf.get();
-        let signalled = slf.getattr(pyo3::intern!(py, "_signalled"))?.unbind();
-        let (waker, slot) = calling(&this.shared.hub, signalled);
+        let (waker, slot) = telling(&this.hub, slf.clone().unbind());
         this.shared.control.watch(waker.clone());
         *this.watch.lock() = Some((waker, slot));
-        Ok(())
     }
 
     fn encode_and_push(&self, object: &Bound<'_, PyAny>) -> PyResult<Pushed> {
         self.push_encoded(&self.codec.get().encode(object)?)
     }
 
+    /// Pushes an item; says what to wait for before the next.
+    pub(crate) fn push_item(&self, object: &Bound<'_, PyAny>) -> PyResult<Wait> {
+        Ok(match self.encode_and_push(object)? {
+            Pushed::Waiting => self.await_drained(object.py())?.map_or(Wait::None, Wait::For),
+            Pushed::Buffered if self.wants_turn() => Wait::Turn,
+            Pushed::Buffered => Wait::None,
+        })
+    }
+
     fn push_encoded(&self, encoded: &Encoded<'_>) -> PyResult<Pushed> {
         let py = encoded.bytes.py();
         let pushed = self.push_bytes(encoded);
-        self.shared.hub.settle(py)?;
+        self.hub.settle(py)?;
         pushed.map_err(|error| push_error(py, &error))
     }
 
@@ -125,14 +144,14 @@ impl Sink {
         if bytes.len() < REFERENCE_BYTES_MIN {
             responder.push(encoded.encoding, bytes)
         } else {
-            responder.push_shared(encoded.encoding, share(&self.shared.hub, &encoded.bytes))
+            responder.push_shared(encoded.encoding, share(&self.hub, &encoded.bytes))
         }
     }
 
     /// Whether the loop should have a turn before the next item.
     fn wants_turn(&self) -> bool {
         let mut burst = self.burst.lock();
-        let turn = self.shared.hub.turn();
+        let turn = self.hub.turn();
         burst.items += 1;
         if burst.items < BURST_ITEMS_MAX && burst.items % 8 != 1 {
             // The clock is read for the first of every eight.
@@ -172,7 +191,7 @@ impl Sink {
             finish(responder);
         }
         self.release();
-        self.shared.hub.settle(py)
+        self.hub.settle(py)
     }
 }
 
@@ -180,12 +199,16 @@ impl Sink {
 impl Sink {
     /// Pushes an item. Returns `None`, or something to await before the next: credit, or the loop's turn.
     fn push(&self, object: &Bound<'_, PyAny>) -> PyResult<Option<Py<PyAny>>> {
-        let py = object.py();
-        match self.encode_and_push(object)? {
-            Pushed::Waiting => self.await_drained(py),
-            Pushed::Buffered if self.wants_turn() => Ok(Some(Py::new(py, Turn::default())?.into_any())),
-            Pushed::Buffered => Ok(None),
-        }
+        Ok(match self.push_item(object)? {
+            Wait::None => None,
+            Wait::Turn => Some(Py::new(object.py(), Turn::default())?.into_any()),
+            Wait::For(waiter) => Some(waiter),
+        })
+    }
+
+    /// Something to await that pushes all items of an asynchronous generator; `None` for any other object.
+    fn pump(slf: Py<Self>, stream: Bound<'_, PyAny>) -> PyResult<Option<Pump>> {
+        Ok(AsyncGenerator::new(stream)?.map(|generator| Pump::new(slf, generator)))
     }
 
     /// Pushes an item from an engine's own thread, waiting there for credit.
@@ -193,7 +216,7 @@ impl Sink {
     /// CPython ends as it exits by unwinding its stack, and native frames do not survive that.
     fn push_blocking(&self, py: Python<'_>, encoding: u8, payload: Bound<'_, PyBytes>) -> PyResult<bool> {
         let pushed = self.push_bytes(&Encoded { encoding, bytes: payload });
-        self.shared.hub.settle(py)?;
+        self.hub.settle(py)?;
         match pushed {
             Ok(Pushed::Buffered) => Ok(true),
             Ok(Pushed::Waiting) => {
@@ -224,7 +247,7 @@ impl Sink {
         match responder.finish_with(encoded.encoding, bytes) {
             Ok(()) => {
                 self.release();
-                self.shared.hub.settle(py)
+                self.hub.settle(py)
             }
             Err((error, responder)) => {
                 *self.responder.lock() = Some(responder);
@@ -238,7 +261,7 @@ impl Sink {
         if let Some(responder) = &*self.responder.lock() {
             responder.open();
         }
-        self.shared.hub.settle(py)
+        self.hub.settle(py)
     }
 
     /// Ends the stream with the engine's failure.
@@ -272,23 +295,6 @@ impl Sink {
         self.fail(py, "engine", "Killed", "nobody reads any more", "")
     }
 
-    /// STOP or KILL came.
-    fn _signalled(slf: &Bound<'_, Self>) -> PyResult<()> {
-        let this = slf.get();
-        let killed = this.shared.control.is_killed();
-        if !killed && let Some((waker, _)) = &*this.watch.lock() {
-            this.shared.control.watch(waker.clone());
-        }
-        // Looked at again: KILL may have come before the waker was back in place.
-        if this.shared.control.is_killed() {
-            Self::cancel_task(slf)?;
-        }
-        if this.shared.control.is_stopped() {
-            this.shared.wake_stopped(slf.py())?;
-        }
-        Ok(())
-    }
-
     #[getter]
     fn is_killed(&self) -> bool {
         self.shared.control.is_killed()
@@ -306,6 +312,23 @@ impl Sink {
 }
 
 impl Sink {
+    /// STOP or KILL came.
+    pub(crate) fn signalled(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let this = slf.get();
+        let killed = this.shared.control.is_killed();
+        if !killed && let Some((waker, _)) = &*this.watch.lock() {
+            this.shared.control.watch(waker.clone());
+        }
+        // Looked at again: KILL may have come before the waker was back in place.
+        if this.shared.control.is_killed() {
+            Self::cancel_task(slf)?;
+        }
+        if this.shared.control.is_stopped() {
+            this.shared.wake_stopped(slf.py())?;
+        }
+        Ok(())
+    }
+
     /// Cancels the engine's task, once.
     fn cancel_task(slf: &Bound<'_, Self>) -> PyResult<()> {
         let py = slf.py();
@@ -326,7 +349,7 @@ impl Sink {
         let mut parking = self.parking.lock();
         let place = match &mut *parking {
             Some(place) => place,
-            none => none.insert(Parking::new(py, &self.shared.hub)?),
+            none => none.insert(Parking::new(py, &self.hub)?),
         };
         let waiter = place.arm(py);
         let cx = std::task::Context::from_waker(place.waker());

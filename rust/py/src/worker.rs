@@ -87,7 +87,7 @@ pub(crate) fn start(
     let Some(hub) = slot.hub.lock().clone() else { return Ok(()) };
     let instance_id = Arc::clone(&slot.instance_id.lock());
     let sink = Bound::new(py, Sink::new(hub, slot.codec.clone_ref(py), instance_id, request, responder))?;
-    Sink::watch(&sink)?;
+    Sink::watch(&sink);
     slot.start.call1(py, (payload, &sink)).map(drop).or_else(|error| sink.get().fail_with(py, &error))
 }
 

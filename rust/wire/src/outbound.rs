@@ -6,6 +6,8 @@
 //! or ERROR comes behind them; no DATA or REQUEST body is sent without credit for it; after every call,
 //! either something is unwritten or no stream could send.
 
+mod turns;
+
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 
@@ -18,9 +20,9 @@ use crate::credit::SendWindow;
 use crate::error::{EncodeError, StreamError};
 use crate::frame::{PREFACE, item_bytes, item_fits_frame};
 pub use crate::half::Finish;
-use crate::half::{Message, Next, SendHalf, Waiting};
+use crate::half::{Message, SendHalf, Waiting};
 use crate::kind::{Kind, STOPPED};
-use crate::limits::{FILL_BYTES, MESSAGE_MAX};
+use crate::limits::{FILL_BYTES, FRAME_BODY_MAX, MESSAGE_MAX};
 
 /// What became of an item that was pushed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +44,7 @@ pub struct Outbound {
     unblocked: Vec<u64>,
     message_max: usize,
     preface_said: bool,
+    handovers: u32,
 }
 
 impl Outbound {
@@ -56,6 +59,7 @@ impl Outbound {
             unblocked: Vec::new(),
             message_max: 0,
             preface_said: false,
+            handovers: 0,
         }
     }
 
@@ -69,6 +73,13 @@ impl Outbound {
     #[must_use]
     pub const fn unwritten(&self) -> usize {
         self.buffer.unwritten()
+    }
+
+    /// Requests, refusals and endings that have gathered since the last write: what the peer has to act on
+    /// before it can go on, where an item only adds to what it has.
+    #[must_use]
+    pub const fn handovers(&self) -> u32 {
+        self.handovers
     }
 
     /// Bytes of control frames that wait to be written. No credit bounds them: a peer that asks and does not
@@ -89,6 +100,12 @@ impl Outbound {
     #[must_use]
     pub fn streams(&self) -> usize {
         self.halves.len()
+    }
+
+    /// Whether a stream's sending half is open.
+    #[must_use]
+    pub fn is_open(&self, stream: u64) -> bool {
+        self.halves.contains_key(&stream)
     }
 
     /// Whether all of a stream's REQUEST has been written: if not, the worker cannot have run it.
@@ -175,6 +192,7 @@ impl Outbound {
 
     /// REJECT.
     pub fn reject(&mut self, stream: u64, reject: &Reject) {
+        self.handovers += 1;
         self.buffer.control(Kind::Reject, 0, stream, true, |out| reject.encode(out));
     }
 
@@ -192,14 +210,25 @@ impl Outbound {
     ///
     /// # Errors
     /// It is larger than the peer accepts. Nothing was written.
-    pub fn request(&mut self, stream: u64, head: Bytes, payload: Bytes) -> Result<(), EncodeError> {
+    pub fn request(&mut self, stream: u64, head: Vec<u8>, payload: Bytes) -> Result<(), EncodeError> {
         let actual = payload.len();
         if actual > self.message_max {
             return Err(EncodeError::PayloadTooLarge { limit: self.message_max, actual });
         }
-        self.open(stream, 0);
-        self.wait(stream, Waiting::Message(Message::request(head, payload)));
-        self.fill();
+        self.handovers += 1;
+        let whole = head.len() + actual;
+        let room = whole <= FRAME_BODY_MAX && self.buffer.unwritten() < FILL_BYTES;
+        if room && self.turns.is_empty() && self.link.available() >= whole as u64 {
+            // The usual request: nobody waits for a turn, and there is credit.
+            self.link.use_up(whole as u64);
+            self.buffer.fragment(Kind::Request, 0, stream, &head, payload);
+            self.open(stream, 0);
+            self.mark_request(stream);
+        } else {
+            self.open(stream, 0);
+            self.wait(stream, Waiting::Message(Message::request(head.into(), payload)));
+            self.fill();
+        }
         Ok(())
     }
 
@@ -255,6 +284,12 @@ impl Outbound {
             // It may have stood first in line for the link's credit.
             self.fill();
         }
+    }
+
+    /// Closes every stream's sending half: the link is gone.
+    pub fn close_all(&mut self) {
+        self.halves.clear();
+        self.turns.clear();
     }
 
     /// Pushes an item by copying its payload.
@@ -337,6 +372,7 @@ impl Outbound {
     }
 
     fn finish_now(&mut self, stream: u64, finish: &Finish) {
+        self.handovers += 1;
         let count = self.items(stream);
         if let Finish::Error(fault) = finish {
             self.buffer.control(Kind::Error, 0, stream, false, |out| encode_error(out, count, fault));
@@ -378,6 +414,7 @@ impl Outbound {
         mut write: impl FnMut(&[IoSlice<'_>]) -> io::Result<usize>,
     ) -> io::Result<usize> {
         let mut total = 0;
+        self.handovers = 0;
         loop {
             self.fill();
             if self.buffer.unwritten() == 0 {
@@ -391,78 +428,6 @@ impl Outbound {
                     return Ok(total);
                 }
                 Err(_) | Ok(()) => {}
-            }
-        }
-    }
-
-    // --- turns ---
-
-    fn wait(&mut self, stream: u64, waiting: Waiting) {
-        if let Some(half) = self.halves.get_mut(&stream) {
-            half.backlog.push_back(waiting);
-            self.enter_turns(stream);
-        }
-    }
-
-    fn enter_turns(&mut self, stream: u64) {
-        if let Some(half) = self.halves.get_mut(&stream)
-            && !half.in_turns
-        {
-            half.in_turns = true;
-            self.turns.push_back(stream);
-        }
-    }
-
-    /// Lets streams with a backlog take turns until enough is in the buffer.
-    fn fill(&mut self) {
-        while self.buffer.unwritten() < FILL_BYTES {
-            let Some(stream) = self.turns.pop_front() else { return };
-            let Some(half) = self.halves.get_mut(&stream) else { continue };
-            match half.next(&mut self.link) {
-                Next::NoLinkCredit => return self.turns.push_front(stream),
-                // Its next grant lets it in again.
-                Next::NoStreamCredit => half.in_turns = false,
-                next => {
-                    half.in_turns = false;
-                    self.send(stream, next);
-                    self.after_turn(stream);
-                }
-            }
-        }
-    }
-
-    fn send(&mut self, stream: u64, next: Next) {
-        match next {
-            Next::Item { encoding, payload } => self.buffer.item_shared(stream, encoding, payload),
-            Next::Request { head, payload } => {
-                self.buffer.fragment(Kind::Request, 0, stream, &head, payload);
-                self.mark_request(stream);
-            }
-            Next::Fragment { kind, flags, prefix, chunk } => {
-                self.buffer.fragment(kind, flags, stream, prefix.as_slice(), chunk);
-                if kind == Kind::Request {
-                    self.mark_request(stream);
-                }
-            }
-            Next::Stop => self.buffer.control(Kind::Stop, 0, stream, false, |_| ()),
-            Next::Finish(finish) => self.finish_now(stream, &finish),
-            Next::NoStreamCredit | Next::NoLinkCredit | Next::Nothing => {}
-        }
-    }
-
-    fn mark_request(&mut self, stream: u64) {
-        if let Some(half) = self.halves.get_mut(&stream) {
-            half.request_mark = self.buffer.mark();
-        }
-    }
-
-    /// A stream whose turn is over goes to the end of the line, or its producer goes on.
-    fn after_turn(&mut self, stream: u64) {
-        if let Some(half) = self.halves.get_mut(&stream) {
-            if !half.backlog.is_empty() {
-                self.enter_turns(stream);
-            } else if std::mem::take(&mut half.blocked) {
-                self.unblocked.push(stream);
             }
         }
     }

@@ -199,7 +199,7 @@ fn link_frames() -> Vec<Golden> {
 
 fn request_frames() -> Vec<Golden> {
     let request = |head: &RequestHead, payload: &'static [u8]| {
-        let head = encoded(head).into();
+        let head = encoded(head);
         written(false, |out| out.request(STREAM, head, payload.into()).unwrap())
     };
     let golden = |name, bytes, said| Golden { name, bytes, said: vec![said] };
@@ -265,7 +265,7 @@ fn answer_frames() -> Vec<Golden> {
 /// The worked example of `docs/protocol.md`: one unary call, as each side writes it.
 fn unary_call() -> Vec<Golden> {
     let request = written(false, |out| {
-        out.request(1, encoded(&unary_head()).into(), NAME_WORLD.into()).unwrap();
+        out.request(1, encoded(&unary_head()), NAME_WORLD.into()).unwrap();
     });
     let response = written(false, |out| {
         out.accept(1, 262_144, 262_144);

@@ -21,8 +21,10 @@ pub trait Driver: Send + Sync + Debug {
     /// at most once until that flush.
     fn flush_soon(&self, link: &Arc<Link>);
 
-    /// Whether somebody other than tokio reads, who may be busy: then the link's keeper looks after it.
-    fn may_be_busy(&self) -> bool;
+    /// How many turns the thread that reads and flushes has had, if that is one that may be busy with other
+    /// things: when the number stands still, the link's ticker reads and flushes instead. `None` when tokio
+    /// reads.
+    fn turns(&self) -> Option<u64>;
 }
 
 /// Bytes taken from the socket by one read: a whole fill of the other side's buffer.
@@ -31,6 +33,17 @@ pub const SCRATCH_BYTES: usize = 256 * 1024;
 thread_local! {
     /// What a thread of the runtime reads into: links that are idle hold no memory for it.
     static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+/// Lends this thread's memory for reading.
+pub(super) fn with_scratch<T>(read: impl FnOnce(&mut [u8]) -> T) -> T {
+    let mut scratch = SCRATCH.take();
+    if scratch.is_empty() {
+        scratch = vec![0; SCRATCH_BYTES];
+    }
+    let result = read(&mut scratch);
+    SCRATCH.set(scratch);
+    result
 }
 
 /// Reads on a tokio task for each link.
@@ -56,8 +69,8 @@ impl Driver for TokioDriver {
         link.ask_keeper_to_flush();
     }
 
-    fn may_be_busy(&self) -> bool {
-        false
+    fn turns(&self) -> Option<u64> {
+        None
     }
 }
 
@@ -77,10 +90,7 @@ async fn read_until_closed(link: Arc<Link>) {
         }
         let mut outcome = ReadOutcome::Drained;
         watch.attempt(Interest::READABLE, || {
-            let mut scratch = SCRATCH.take();
-            scratch.resize(SCRATCH_BYTES, 0);
-            outcome = link.on_readable(&mut scratch);
-            SCRATCH.set(scratch);
+            outcome = with_scratch(|scratch| link.on_readable(scratch));
             outcome != ReadOutcome::Drained
         });
         match outcome {

@@ -2,6 +2,7 @@
 //! the peer's HELLO has been checked, it costs one socket and a buffer for the largest HELLO.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use headrace_wire::body::{Goaway, GoawayReason, Hello, Role, VERSION, VERSION_MIN};
@@ -34,7 +35,7 @@ pub(crate) struct Local {
 /// What the other side said.
 #[derive(Clone, Debug)]
 pub(crate) struct Peer {
-    pub(crate) instance_id: String,
+    pub(crate) instance_id: Arc<str>,
     pub(crate) is_worker: bool,
     pub(crate) endpoints: Vec<String>,
     pub(crate) message_max: u32,
@@ -270,7 +271,8 @@ async fn read_hello<S: AsyncRead + Unpin>(
     stream: &mut S,
 ) -> Result<(Hello, Decoder, Vec<u8>), HandshakeError> {
     let mut decoder = Decoder::new();
-    let mut buffer = [0; HELLO_BODY_MAX];
+    // On the heap: the task that connects lives as long as its router, with room for all its locals.
+    let mut buffer = vec![0; HELLO_BODY_MAX];
     loop {
         let read = stream.read(&mut buffer).await?;
         if read == 0 {
@@ -299,7 +301,7 @@ fn refused(goaway: Goaway) -> HandshakeError {
 impl From<Hello> for Peer {
     fn from(hello: Hello) -> Self {
         Self {
-            instance_id: hello.instance_id,
+            instance_id: hello.instance_id.into(),
             is_worker: hello.role == Role::Worker,
             endpoints: hello.endpoints,
             message_max: hello.message_max,

@@ -74,7 +74,6 @@ impl Link {
                     return ReadOutcome::Closed;
                 }
             };
-            self.reads.fetch_add(1, Ordering::Relaxed);
             self.last_heard_ms.store(now_ms(), Ordering::Relaxed);
             let decoded = self.decode(&mut reader, scratch.get(..read).unwrap_or_default());
             if let Err(error) = decoded {

@@ -118,14 +118,16 @@ impl Timing {
 const STOPPED: u8 = 1;
 const KILLED: u8 = 2;
 
-/// A stream of a link; see the module's text.
+/// A stream of a link; see the module's text. In this order, what a push looks at lies in one cache line:
+/// with hundreds of streams none of it is in the cache when the next item comes.
 #[derive(Debug)]
+#[repr(C)]
 pub(crate) struct Stream {
     pub(crate) id: u64,
     pub(crate) link: Arc<Link>,
+    flags: AtomicU8,
     pub(crate) timing: Timing,
     ring: Mutex<Ring>,
-    flags: AtomicU8,
 }
 
 impl Stream {

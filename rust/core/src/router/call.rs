@@ -15,11 +15,12 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
 use headrace_wire::body::{KillReason, Reject, RejectReason, RequestHead, Shape};
 use headrace_wire::error::EncodeError;
 
 use super::Shared;
-use super::instances::{ConnectFailure, InFlight, Instance};
+use super::instances::InFlight;
 use super::response::{ResponseStream, kind_of};
 use crate::clock::{NEVER, NS_PER_MS, duration_ms, now_ms, now_ns};
 use crate::error::{CallError, CallErrorKind, Phase};
@@ -70,15 +71,21 @@ impl CallOptions {
 /// A call in progress. Dropping it cancels it.
 #[derive(Debug)]
 pub struct Call {
-    router: Arc<Shared>,
-    options: CallOptions,
+    pub(super) router: Arc<Shared>,
+    /// What every attempt sends; the link fills in what differs.
+    pub(super) head: RequestHead,
+    payload: Bytes,
+    timeout: Option<Duration>,
+    item_timeout: Option<Duration>,
+    /// The instance that the caller named; empty for any.
+    pub(super) instance: String,
     began_ms: u64,
     deadline_ms: u64,
     /// When the call last looked at the clock.
     now_ns: u64,
     state: State,
     /// Instances that have refused; indices into the router's list.
-    tried: Vec<usize>,
+    pub(super) tried: Vec<usize>,
     retries: u32,
     /// The router's number for the call, from its first poll on.
     number: Option<u64>,
@@ -104,7 +111,7 @@ struct Attempt {
     index: usize,
     stream: Option<Arc<Stream>>,
     in_flight: Option<InFlight>,
-    instance_id: String,
+    instance_id: Arc<str>,
     began_ns: u64,
 }
 
@@ -129,11 +136,26 @@ impl Future for Call {
 }
 
 impl Call {
-    pub(super) const fn new(router: Arc<Shared>, options: CallOptions) -> Self {
+    pub(super) fn new(router: Arc<Shared>, options: CallOptions) -> Self {
         let state = State::Begin;
+        let CallOptions { payload, endpoint, request_id, metadata, traceparent, .. } = options;
+        let head = RequestHead {
+            request_shape: Shape::Single,
+            response_shape: if options.single { Shape::Single } else { Shape::Many },
+            encoding: payload.encoding,
+            request_id,
+            endpoint,
+            traceparent,
+            metadata,
+            ..RequestHead::default()
+        };
         Self {
             router,
-            options,
+            head,
+            payload: payload.payload,
+            timeout: options.timeout,
+            item_timeout: options.item_timeout,
+            instance: options.instance,
             began_ms: 0,
             deadline_ms: NEVER,
             now_ns: 0,
@@ -176,12 +198,12 @@ impl Call {
         // One look at the clock serves all that follows until the call waits.
         self.now_ns = now_ns();
         self.began_ms = self.now_ns / NS_PER_MS;
-        self.deadline_ms = self.options.timeout.map_or(NEVER, |timeout| {
+        self.deadline_ms = self.timeout.map_or(NEVER, |timeout| {
             let timeout_ns = u64::try_from(timeout.as_nanos()).unwrap_or(NEVER);
             self.now_ns.saturating_add(timeout_ns).div_ceil(NS_PER_MS)
         });
-        if self.options.request_id.is_empty() {
-            self.options.request_id = format!("{:016x}", fastrand::u64(..));
+        if self.head.request_id.is_empty() {
+            self.head.request_id = random_id();
         }
         self.router.in_flight.fetch_add(1, Ordering::Relaxed);
         self.number = Some(self.router.calls_total.fetch_add(1, Ordering::Relaxed));
@@ -199,7 +221,7 @@ impl Call {
     }
 
     fn error(&self, kind: CallErrorKind, phase: Phase, instance: Option<String>) -> CallError {
-        CallError { kind, instance, phase, request_id: self.options.request_id.clone(), items: 0 }
+        CallError { kind, instance, phase, request_id: self.head.request_id.clone(), items: 0 }
     }
 
     // --- picking ---
@@ -259,123 +281,29 @@ impl Call {
         full.or_else(|| self.hopeless()).map_or(Poll::Pending, |kind| self.fail(kind))
     }
 
-    fn elapsed(&self) -> Duration {
+    pub(super) fn elapsed(&self) -> Duration {
         Duration::from_millis(now_ms().saturating_sub(self.began_ms))
     }
 
-    fn choose(&self) -> Option<(usize, Arc<Link>)> {
-        let instances = &self.router.instances;
-        let candidates: Vec<(usize, Arc<Link>)> = instances
-            .iter()
-            .enumerate()
-            .filter(|(index, instance)| !self.tried.contains(index) && self.may_use(instance))
-            .filter_map(|(index, instance)| Some((index, instance.link_for(&self.options.endpoint)?)))
-            .collect();
-        let cost = |at: usize| {
-            candidates
-                .get(at)
-                .and_then(|(index, _)| instances.get(*index))
-                .map_or(f64::MAX, |found| found.cost())
-        };
-        let picked = self.router.picker.pick(candidates.len(), cost)?;
-        candidates.into_iter().nth(picked)
-    }
-
-    fn may_use(&self, instance: &Instance) -> bool {
-        self.options.instance.is_empty() || instance.is_named(&self.options.instance)
-    }
-
-    fn open(&self, index: usize, link: &Arc<Link>) -> Result<Attempt, OpenError> {
+    fn open(&mut self, index: usize, link: &Arc<Link>) -> Result<Attempt, OpenError> {
         let instance = self.router.instances.get(index).ok_or(OpenError::Closed)?;
-        let options = &self.options;
         let left_ms = self.deadline_ms.saturating_sub(self.now_ns / NS_PER_MS);
-        let mut head = RequestHead {
-            request_shape: Shape::Single,
-            response_shape: if options.single { Shape::Single } else { Shape::Many },
-            encoding: options.payload.encoding,
-            window: 0,
-            deadline_us: (self.deadline_ms != NEVER).then(|| left_ms.max(1).saturating_mul(1_000)),
-            sent_at_us: 0,
-            request_id: options.request_id.clone(),
-            endpoint: options.endpoint.clone(),
-            traceparent: options.traceparent.clone(),
-            metadata: options.metadata.clone(),
-        };
+        self.head.deadline_us = (self.deadline_ms != NEVER).then(|| left_ms.max(1).saturating_mul(1_000));
         let timing = Timing {
             deadline_ms: self.deadline_ms,
-            item_timeout_ms: duration_ms(options.item_timeout),
+            item_timeout_ms: duration_ms(self.item_timeout),
             slow_consumer_ms: duration_ms(self.router.config.slow_consumer_timeout),
         };
         let began_ns = self.now_ns;
-        let payload = options.payload.payload.clone();
-        let stream = link.open(Outgoing { head: &mut head, payload, timing, now_ns: began_ns })?;
+        let payload = self.payload.clone();
+        let stream = link.open(Outgoing { head: &mut self.head, payload, timing, now_ns: began_ns })?;
         Ok(Attempt {
             index,
             stream: Some(stream),
             in_flight: Some(InFlight::new(instance)),
-            instance_id: link.peer().instance_id.clone(),
+            instance_id: Arc::clone(&link.peer().instance_id),
             began_ns,
         })
-    }
-
-    /// Why waiting cannot help, if it cannot: every instance is known and none will ever do.
-    fn hopeless(&self) -> Option<CallErrorKind> {
-        let instances = || self.router.instances.iter().filter(|instance| self.may_use(instance));
-        let mut refused = None;
-        for instance in instances() {
-            match instance.failure() {
-                Some(ConnectFailure::Authentication(detail)) => {
-                    refused = Some(CallErrorKind::Authentication { detail });
-                }
-                Some(ConnectFailure::Version(detail)) => {
-                    refused = Some(CallErrorKind::VersionMismatch { detail });
-                }
-                Some(ConnectFailure::Unreachable(_)) | None => {
-                    let without_endpoint =
-                        instance.is_up() && instance.link_for(&self.options.endpoint).is_none();
-                    if !without_endpoint {
-                        return None;
-                    }
-                    refused = Some(self.no_endpoint());
-                }
-            }
-        }
-        refused
-    }
-
-    fn no_endpoint(&self) -> CallErrorKind {
-        let mut available: Vec<String> =
-            self.router.instances.iter().flat_map(|instance| instance.endpoints()).collect();
-        available.sort();
-        available.dedup();
-        CallErrorKind::NoSuchEndpoint { endpoint: self.options.endpoint.clone(), available }
-    }
-
-    fn no_instance(&self) -> CallErrorKind {
-        let waited = self.elapsed();
-        let infos: Vec<_> = self.router.instances.iter().map(|instance| instance.info()).collect();
-        if infos.is_empty() {
-            return CallErrorKind::NoInstances { waited, reason: "the router has no targets".to_owned() };
-        }
-        if !self.options.instance.is_empty() && !infos.iter().any(|info| self.names(info)) {
-            let known: Vec<_> = infos.iter().map(|info| info.instance_id.as_str()).collect();
-            let reason = format!("instance {} is none of {}", self.options.instance, known.join(", "));
-            return CallErrorKind::NoInstances { waited, reason };
-        }
-        let each = |info: &super::InstanceInfo| match &info.last_error {
-            Some(error) => format!("{}: {error}", info.address),
-            None => format!("{} is {:?}", info.address, info.state),
-        };
-        let reason = infos.iter().map(each).collect::<Vec<_>>().join("; ");
-        if infos.iter().all(|info| info.last_error.is_some()) {
-            CallErrorKind::CannotConnect { reason }
-        } else {
-            CallErrorKind::NoInstances { waited, reason }
-        }
-    }
-
-    fn names(&self, info: &super::InstanceInfo) -> bool {
-        info.instance_id == self.options.instance || info.address == self.options.instance
     }
 
     // --- sent ---
@@ -385,9 +313,9 @@ impl Call {
         let (Some(stream), Some(in_flight)) = (attempt.stream.take(), attempt.in_flight.take()) else {
             return self.fail(CallErrorKind::Closed);
         };
-        let instance_id = std::mem::take(&mut attempt.instance_id);
+        let instance_id = Arc::clone(&attempt.instance_id);
         let began_ns = attempt.began_ns;
-        let request_id = self.options.request_id.clone();
+        let request_id = std::mem::take(&mut self.head.request_id);
         let response = ResponseStream::new(stream, in_flight, request_id, instance_id, self.began_ms);
         response.observe_open(began_ns, now_ns());
         Poll::Ready(Ok(response))
@@ -396,7 +324,7 @@ impl Call {
     /// The attempt ended without a stream: the caller's error, or `None` when another attempt follows.
     fn ended(&mut self, ending: Ending) -> Option<CallError> {
         let State::Sent(attempt) = &mut self.state else { return None };
-        let (index, instance_id) = (attempt.index, attempt.instance_id.clone());
+        let (index, instance_id) = (attempt.index, attempt.instance_id.to_string());
         let stream = attempt.stream.take()?;
         let elsewhere = match &ending {
             Ending::Rejected(reject) => matches!(
@@ -412,7 +340,7 @@ impl Call {
             let another = self.router.instances.iter().enumerate().any(|(other, instance)| {
                 !self.tried.contains(&other)
                     && self.may_use(instance)
-                    && instance.link_for(&self.options.endpoint).is_some()
+                    && instance.link_for(&self.head.endpoint).is_some()
             });
             let lost = matches!(ending, Ending::Lost { .. });
             if lost {
@@ -443,12 +371,12 @@ impl Call {
             }
             RejectReason::NoSuchEndpoint => {
                 let available = detail.split(", ").map(str::to_owned).collect();
-                CallErrorKind::NoSuchEndpoint { endpoint: self.options.endpoint.clone(), available }
+                CallErrorKind::NoSuchEndpoint { endpoint: self.head.endpoint.clone(), available }
             }
             RejectReason::Expired => CallErrorKind::DeadlineExceeded { elapsed: self.elapsed() },
             RejectReason::TooLarge => CallErrorKind::PayloadTooLarge {
                 limit: 0,
-                actual: self.options.payload.payload.len() as u64,
+                actual: self.payload.len() as u64,
                 setting: "max_message_bytes",
                 what: detail,
             },
@@ -467,6 +395,13 @@ impl Drop for Call {
             }
         }
     }
+}
+
+/// Sixteen hexadecimal digits; without the formatting machinery, since every call needs one.
+fn random_id() -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let drawn = fastrand::u64(..);
+    (0..16).map(|digit| char::from(DIGITS[(drawn >> (60 - 4 * digit)) as usize & 15])).collect()
 }
 
 fn encode_error(error: &EncodeError) -> CallErrorKind {

@@ -177,7 +177,7 @@ impl Instance {
     /// Takes what the worker's HELLO said. Its STATUS and GOAWAY may follow as soon as the link starts.
     fn greeted(&self, peer: &Peer) {
         let mut state = self.state.lock();
-        state.instance_id.clone_from(&peer.instance_id);
+        peer.instance_id.as_ref().clone_into(&mut state.instance_id);
         state.endpoints.clone_from(&peer.endpoints);
         state.ready = true;
     }
@@ -302,7 +302,7 @@ fn start_link(instance: &Arc<Instance>, shared: &Arc<Shared>, greeting: Greeting
     instance.greeted(greeting.peer());
     let driver = Arc::clone(&shared.driver);
     let link =
-        Link::start(greeting, session, driver, &shared.runtime, shared.config.liveness(), &shared.local);
+        Link::start(greeting, session, driver, &shared.ticker, shared.config.liveness(), &shared.local);
     instance.set_up(Arc::clone(&link));
     if shared.is_closed() {
         link.close("the router was closed");

@@ -4,10 +4,11 @@
 //! |---|---|
 //! | [`instances`] | one worker: its link, its state, reconnecting |
 //! | [`policy`] | picking one of several |
-//! | [`call`] | one call, from request to stream, with its attempts |
+//! | [`call`], [`choice`] | one call, from request to stream, with its attempts; where each goes |
 //! | [`response`] | the stream that a caller reads |
 
 mod call;
+mod choice;
 mod instances;
 mod policy;
 mod response;
@@ -33,7 +34,7 @@ pub use self::response::{Ready, ResponseStream};
 use crate::address::Address;
 use crate::config::RouterConfig;
 use crate::error::StartError;
-use crate::link::{Driver, Local};
+use crate::link::{Driver, Local, Ticker};
 
 /// A router's counts at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -59,6 +60,7 @@ pub(crate) struct Shared {
     picker: Picker,
     runtime: Handle,
     driver: Arc<dyn Driver>,
+    ticker: Ticker,
     /// Calls that wait for an instance, by their number: woken in the order they came.
     waiters: Mutex<BTreeMap<u64, Waker>>,
     closed: AtomicBool,
@@ -126,6 +128,7 @@ impl Router {
             config,
             local,
             instances,
+            ticker: Ticker::new(runtime.clone()),
             runtime,
             driver,
             waiters: Mutex::new(BTreeMap::new()),

@@ -23,11 +23,29 @@ impl Picker {
             (1, _) => Some(0),
             (_, Policy::RoundRobin) => Some(self.turn.fetch_add(1, Ordering::Relaxed) % count),
             (_, Policy::PowerOfTwo) => {
-                let first = fastrand::usize(..count);
-                Some(better_of_two(first, other_than(first, fastrand::usize(..count - 1)), cost))
+                let (first, second) = draw_two(count)?;
+                Some(better_of_two(first, second, cost))
             }
         }
     }
+
+    /// The two of `count` instances between which the policy chooses, without asking what the others are;
+    /// `None` when it does not choose so, or there are not two.
+    pub(super) fn draw(&self, count: usize) -> Option<(usize, usize)> {
+        match self.policy {
+            Policy::PowerOfTwo => draw_two(count),
+            Policy::RoundRobin => None,
+        }
+    }
+}
+
+/// Two different indices below `count`.
+fn draw_two(count: usize) -> Option<(usize, usize)> {
+    if count < 2 {
+        return None;
+    }
+    let first = fastrand::usize(..count);
+    Some((first, other_than(first, fastrand::usize(..count - 1))))
 }
 
 /// Maps a number below `count - 1` to an index below `count` that is not `first`.

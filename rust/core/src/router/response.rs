@@ -33,7 +33,7 @@ pub struct ResponseStream {
     /// Until the caller has found the end or killed the stream: it may keep a finished one.
     in_flight: Mutex<Option<InFlight>>,
     request_id: String,
-    instance_id: String,
+    instance_id: Arc<str>,
     began_ms: u64,
 }
 
@@ -42,7 +42,7 @@ impl ResponseStream {
         stream: Arc<Stream>,
         in_flight: InFlight,
         request_id: String,
-        instance_id: String,
+        instance_id: Arc<str>,
         began_ms: u64,
     ) -> Self {
         Self { stream, in_flight: Mutex::new(Some(in_flight)), request_id, instance_id, began_ms }
@@ -145,7 +145,7 @@ impl ResponseStream {
     fn error(&self, kind: CallErrorKind) -> CallError {
         CallError {
             kind,
-            instance: Some(self.instance_id.clone()),
+            instance: Some(self.instance_id.to_string()),
             phase: self.stream.phase(),
             request_id: self.request_id.clone(),
             items: self.stream.taken(),

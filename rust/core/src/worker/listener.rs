@@ -124,7 +124,7 @@ async fn accept_forever(bound: Bound, shared: Arc<Shared>, runtime: Handle, driv
             tracing::warn!("too many connections wait for their handshake; one was closed");
             continue;
         };
-        let (shared, driver, inner) = (Arc::clone(&shared), Arc::clone(&driver), runtime.clone());
+        let (shared, driver) = (Arc::clone(&shared), Arc::clone(&driver));
         runtime.spawn(async move {
             let _place = place;
             let local = shared.local();
@@ -132,7 +132,8 @@ async fn accept_forever(bound: Bound, shared: Arc<Shared>, runtime: Handle, driv
                 Ok(greeting) => {
                     let session = Arc::new(Session(Arc::clone(&shared)));
                     let liveness = shared.config.liveness();
-                    shared.add_link(Link::start(greeting, session, driver, &inner, liveness, &local));
+                    let link = Link::start(greeting, session, driver, &shared.ticker, liveness, &local);
+                    shared.add_link(link);
                 }
                 Err(error) => tracing::debug!(%error, "a connection was refused"),
             }

@@ -36,7 +36,7 @@ use crate::config::WorkerConfig;
 use crate::engine::{Engine, Request, Responder};
 use crate::error::StartError;
 use crate::link::Local;
-use crate::link::{Driver, Item, Link, Owner, Stream, Timing};
+use crate::link::{Driver, Item, Link, Owner, Stream, Ticker, Timing};
 
 /// How often a drain looks whether the last answers have been written.
 const DRAIN_TICK: Duration = Duration::from_millis(5);
@@ -69,6 +69,7 @@ pub(crate) struct Shared {
     endpoints: Vec<String>,
     admission: Admission,
     links: Mutex<Vec<Arc<Link>>>,
+    ticker: Ticker,
     draining: AtomicBool,
     closing: AtomicBool,
     accepted_total: AtomicU64,
@@ -122,6 +123,7 @@ impl Worker {
             endpoints,
             admission: Admission::new(config.concurrency, config.queue),
             links: Mutex::new(Vec::new()),
+            ticker: Ticker::new(runtime.clone()),
             draining: AtomicBool::new(false),
             closing: AtomicBool::new(false),
             accepted_total: AtomicU64::new(0),
@@ -356,7 +358,7 @@ impl Owner for Session {
             payload: Item { encoding: head.encoding, payload },
             metadata: head.metadata,
             traceparent: head.traceparent,
-            client_id: link.peer().instance_id.clone(),
+            client_id: Arc::clone(&link.peer().instance_id),
         };
         let job = Job { engine: Arc::clone(engine), request, stream };
         let accept = |stream: &Arc<Stream>| {

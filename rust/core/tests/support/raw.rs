@@ -104,7 +104,7 @@ impl Raw {
     pub fn request(&mut self, stream: u64, script: &str) {
         let mut encoded = Vec::new();
         head().encode(&mut encoded).unwrap();
-        self.out.request(stream, encoded.into(), Bytes::from(script.as_bytes().to_vec())).unwrap();
+        self.out.request(stream, encoded, Bytes::from(script.as_bytes().to_vec())).unwrap();
     }
 
     /// Writes what has gathered. A peer that has hung up is no failure here.

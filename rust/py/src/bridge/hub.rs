@@ -67,8 +67,8 @@ pub(crate) struct Slot {
 pub(crate) enum Target {
     /// A task waits.
     Waiter(Py<Waiter>),
-    /// Called without arguments.
-    Call(Py<PyAny>),
+    /// A request that STOP or KILL came for.
+    Sink(Py<crate::sink::Sink>),
     /// An engine: called with a request's payload and its sink.
     Engine(Py<crate::worker::EngineSlot>),
 }
@@ -346,7 +346,7 @@ impl Hub {
             Event::Start(slot, request) => {
                 let engine = self.with_target(slot, |target| match target {
                     Target::Engine(engine) => Some(engine.clone_ref(py)),
-                    Target::Waiter(_) | Target::Call(_) => None,
+                    Target::Waiter(_) | Target::Sink(_) => None,
                 });
                 match engine.flatten() {
                     Some(engine) => crate::worker::start(engine.bind(py), *request),
@@ -381,16 +381,16 @@ impl Hub {
     fn wake_target(&self, py: Python<'_>, slot: Slot) -> PyResult<()> {
         enum Found {
             Waiter(Py<Waiter>),
-            Call(Py<PyAny>),
+            Sink(Py<crate::sink::Sink>),
         }
         let found = self.with_target(slot, |target| match target {
             Target::Waiter(waiter) => Some(Found::Waiter(waiter.clone_ref(py))),
-            Target::Call(call) => Some(Found::Call(call.clone_ref(py))),
+            Target::Sink(sink) => Some(Found::Sink(sink.clone_ref(py))),
             Target::Engine(_) => None,
         });
         match found.flatten() {
             Some(Found::Waiter(waiter)) => Waiter::complete(waiter.bind(py)),
-            Some(Found::Call(call)) => call.call0(py).map(drop),
+            Some(Found::Sink(sink)) => crate::sink::Sink::signalled(sink.bind(py)),
             None => Ok(()),
         }
     }
@@ -447,7 +447,7 @@ impl Driver for HubDriver {
         }
     }
 
-    fn may_be_busy(&self) -> bool {
-        true
+    fn turns(&self) -> Option<u64> {
+        Some(self.0.turn())
     }
 }

@@ -12,10 +12,42 @@ use pyo3::types::PyDict;
 
 use super::hub::Hub;
 
+/// A callback and the context that it runs in.
+type Callback = (Py<PyAny>, Option<Py<PyAny>>);
+
+/// Who is told. Nearly always there is one, the task: it takes no allocation.
+#[derive(Debug, Default)]
+struct Callbacks {
+    first: Option<Callback>,
+    more: Vec<Callback>,
+}
+
+impl Callbacks {
+    const fn is_empty(&self) -> bool {
+        self.first.is_none()
+    }
+
+    fn push(&mut self, callback: Callback) {
+        match self.first {
+            None => self.first = Some(callback),
+            Some(_) => self.more.push(callback),
+        }
+    }
+}
+
+impl IntoIterator for Callbacks {
+    type Item = Callback;
+    type IntoIter = std::iter::Chain<std::option::IntoIter<Callback>, std::vec::IntoIter<Callback>>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.first.into_iter().chain(self.more)
+    }
+}
+
 #[derive(Debug, Default)]
 struct State {
     blocking: bool,
-    callbacks: Vec<(Py<PyAny>, Option<Py<PyAny>>)>,
+    callbacks: Callbacks,
     done: bool,
     cancelled: Option<Option<Py<PyAny>>>,
 }
@@ -124,7 +156,8 @@ impl Waiter {
             // Comparing calls into Python, so the lock is not held.
             if entry.0.bind(slf.py()).eq(callback)? { removed.push(entry) } else { kept.push(entry) }
         }
-        slf.get().state.lock().callbacks.extend(kept);
+        let mut state = slf.get().state.lock();
+        kept.into_iter().for_each(|entry| state.callbacks.push(entry));
         Ok(removed.len())
     }
 

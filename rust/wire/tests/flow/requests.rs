@@ -203,7 +203,7 @@ impl Simulation {
         };
         let mut encoded = Vec::new();
         head.encode(&mut encoded).unwrap();
-        self.pipe.out.request(id, encoded.into(), Bytes::from(payload(id, 0, bytes))).unwrap();
+        self.pipe.out.request(id, encoded, Bytes::from(payload(id, 0, bytes))).unwrap();
         self.calls.push(Call {
             id,
             bytes,

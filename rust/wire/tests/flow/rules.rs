@@ -15,10 +15,10 @@ use super::pipe::Pipe;
 const LINK_WINDOW: u32 = 256 * 1024;
 const MESSAGE_MAX: usize = 1 << 20;
 
-fn head() -> Bytes {
+fn head() -> Vec<u8> {
     let mut head = Vec::new();
     RequestHead { window: 4096, ..RequestHead::default() }.encode(&mut head).unwrap();
-    head.into()
+    head
 }
 
 fn hello() -> Hello {
