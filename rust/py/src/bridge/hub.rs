@@ -73,6 +73,15 @@ pub(crate) enum Target {
     Engine(Py<crate::worker::EngineSlot>),
 }
 
+/// What the hub needs of Python to be called back: looked up once, not at every flush.
+pub(super) struct LoopSide {
+    pub(super) this: Py<LoopHub>,
+    /// `this.flush`.
+    pub(super) flush: Py<PyAny>,
+    /// The loop's `call_soon`.
+    pub(super) call_soon: Py<PyAny>,
+}
+
 /// Something that ends when its loop does.
 pub(crate) trait Closes: Send + Sync {
     fn close(&self);
@@ -92,7 +101,7 @@ pub(crate) struct Hub {
     turns: AtomicU64,
     thread: ThreadId,
     pub(super) event_loop: Py<PyAny>,
-    pub(super) this: Mutex<Option<Py<LoopHub>>>,
+    pub(super) loop_side: Mutex<Option<LoopSide>>,
     closed: AtomicBool,
     closes: Mutex<Vec<Weak<dyn Closes>>>,
     scratch: Mutex<Vec<u8>>,
@@ -125,7 +134,7 @@ impl Hub {
             turns: AtomicU64::new(0),
             thread: std::thread::current().id(),
             event_loop,
-            this: Mutex::new(None),
+            loop_side: Mutex::new(None),
             closed: AtomicBool::new(false),
             closes: Mutex::default(),
             scratch: Mutex::default(),
@@ -230,9 +239,13 @@ impl Hub {
         if !self.is_loop_thread() {
             return Ok(());
         }
-        if let Some(this) = self.this(py) {
-            let flush = this.getattr(py, pyo3::intern!(py, "flush"))?;
-            self.event_loop.call_method1(py, pyo3::intern!(py, "call_soon"), (flush,))?;
+        let calls = self
+            .loop_side
+            .lock()
+            .as_ref()
+            .map(|side| (side.call_soon.clone_ref(py), side.flush.clone_ref(py)));
+        if let Some((call_soon, flush)) = calls {
+            call_soon.call1(py, (flush,))?;
             self.flush_scheduled.store(true, Ordering::Relaxed);
         }
         Ok(())
@@ -247,7 +260,7 @@ impl Hub {
 
     /// The hub as the loop sees it; `None` once it has closed.
     pub(super) fn this(&self, py: Python<'_>) -> Option<Py<LoopHub>> {
-        self.this.lock().as_ref().map(|this| this.clone_ref(py))
+        self.loop_side.lock().as_ref().map(|side| side.this.clone_ref(py))
     }
 
     pub(super) fn flush_dirty(&self) {

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use pyo3::prelude::*;
 
-use super::hub::Hub;
+use super::hub::{Hub, LoopSide};
 use crate::runtime::is_forked;
 
 /// The hub as its event loop sees it.
@@ -32,7 +32,11 @@ impl LoopHub {
         let hub = &this.get().hub;
         let drain = this.getattr(py, "drain")?;
         hub.event_loop.call_method1(py, "add_reader", (hub.wake.as_raw_fd(), drain))?;
-        *hub.this.lock() = Some(this.clone_ref(py));
+        *hub.loop_side.lock() = Some(LoopSide {
+            this: this.clone_ref(py),
+            flush: this.getattr(py, "flush")?,
+            call_soon: hub.event_loop.getattr(py, "call_soon")?,
+        });
         Ok(this)
     }
 
@@ -69,8 +73,8 @@ impl LoopHub {
             return;
         }
         self.hub.close();
-        let this = self.hub.this.lock().take();
-        drop(this);
+        let loop_side = self.hub.loop_side.lock().take();
+        drop(loop_side);
         // The loop may be closed already, and then watches nothing.
         if let Ok(event_loop) = self.hub.event_loop(py) {
             let _ = event_loop.call_method1("remove_reader", (self.hub.wake.as_raw_fd(),));
