@@ -96,6 +96,7 @@ bench: $(STAMPS)/wheel-release $(STAMPS)/test-packages
 bench-peers: $(STAMPS)/wheel-release $(STAMPS)/test-packages
 	$(BIN)/python benches/python/peers.py install
 	$(BIN)/pip install --quiet --disable-pip-version-check -r benches/python/peers/base.txt
+	$(CARGO) build --quiet --release -p headrace-benches --bin native
 	$(BIN)/python benches/python/run.py --arms all $(BENCH_ARGS)
 
 # make bench-chart RESULTS=results.json CHART=chart.png

@@ -88,7 +88,24 @@ class Arm:
         return self.missing() is None
 
 
+class NativeArm(Arm):
+    """An arm whose both sides are `benches/rust/native`."""
+
+    PROGRAM = Path(__file__).parents[2] / "target" / "release" / "native"
+
+    def command(self, script: str) -> list[str]:
+        """Return the command that plays the part of one of this folder's scripts."""
+        return [str(self.PROGRAM), script.removesuffix(".py")]
+
+    def missing(self) -> str | None:
+        """Return what has to be built."""
+        if self.PROGRAM.exists():
+            return None
+        return f"{self.PROGRAM} (cargo build --release -p headrace-benches --bin native)"
+
+
 _NO_FAULTS = frozenset({"cancel", "kill"})
+_NATIVE_LACKS = frozenset({"S3", "S4", "S5", "S5b", "S7", "idle"}) | _NO_FAULTS
 
 ARMS = {
     arm.name: arm
@@ -105,6 +122,8 @@ ARMS = {
         Arm("dynamo", "dynamo_arm", environment="dynamo", share=0.1),
         Arm("dynamo-quic", "dynamo_quic_arm", environment="dynamo", share=0.1),
         Arm("dynamo-sender", "dynamo_sender_arm", environment="dynamo", share=0.1),
+        NativeArm("native", "native", lacks=_NATIVE_LACKS),
+        NativeArm("native-gathered", "native", lacks=_NATIVE_LACKS),
     )
 }
 DEFAULT_ARMS = ("inprocess", "floor", "headrace")
