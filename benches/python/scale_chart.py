@@ -21,7 +21,7 @@ from matplotlib.ticker import FuncFormatter
 
 COLUMNS = 6
 PANEL_INCHES = (3.2, 2.5)
-DOTS_PER_INCH = 150
+DOTS_PER_INCH = 96
 
 # Distinct to eyes that confuse red and green as well (Okabe and Ito). Headrace first.
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
