@@ -85,7 +85,7 @@ check: $(STAMPS)/lint-packages $(STAMPS)/test-packages $(STAMPS)/wheel-audit
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	cd /tmp && $(CURDIR)/$(BIN)/python -m mypy.stubtest headrace._headrace \
+	cd build && $(CURDIR)/$(BIN)/python -m mypy.stubtest headrace._headrace \
 		--allowlist $(CURDIR)/tests/tools/stubtest_allowlist.txt
 
 bench: $(STAMPS)/wheel-release $(STAMPS)/test-packages
