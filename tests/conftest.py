@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +20,10 @@ import uvloop
 from headrace import _headrace
 
 from support import GUARD
+
+_RUNTIME_DIR = tempfile.TemporaryDirectory(prefix="headrace-tests-")
+# Workers of tests list themselves here, not where those of this user do; so do processes that tests start.
+os.environ["HEADRACE_RUNTIME_DIR"] = _RUNTIME_DIR.name
 
 TOKIO_THREAD = "headrace-tokio"
 """What the binding names tokio's threads."""

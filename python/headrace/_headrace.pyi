@@ -129,14 +129,15 @@ class UnaryCall(Generic[_T]):
 class RouterSettings:
     def __new__(
         cls,
-        targets: list[str],
+        targets: list[str] | None,
         *,
         namespace: str,
-        policy: str,
+        policy: str | Callable[[list[dict[str, Any]]], int],
         timeout: float | None,
         item_timeout: float | None,
         instance_timeout: float,
         retries: int,
+        max_resume_bytes: int,
         stream_window: int,
         link_window: int,
         ping_interval: float,
@@ -160,6 +161,9 @@ class Router:
         item_timeout: float | None,
         metadata: list[tuple[str, str]] | None,
         instance: str | None,
+        affinity: str | None,
+        idempotent: bool,
+        resume: Callable[[Any, list[Any]], Any] | None,
         request_id: str | None,
         traceparent: str | None,
         single: Literal[False],
@@ -174,6 +178,9 @@ class Router:
         item_timeout: float | None,
         metadata: list[tuple[str, str]] | None,
         instance: str | None,
+        affinity: str | None,
+        idempotent: bool,
+        resume: Callable[[Any, list[Any]], Any] | None,
         request_id: str | None,
         traceparent: str | None,
         single: Literal[True],
@@ -201,12 +208,15 @@ class WorkerSettings:
         ping_timeout: float,
         max_message_bytes: int,
         streams_per_link: int,
+        discovery: str | bool | None,
         token: str | None,
         insecure: bool,
     ) -> Self: ...
 
 @final
 class Worker:
+    @property
+    def unlisted(self) -> str | None: ...
     @property
     def address(self) -> str: ...
     @property

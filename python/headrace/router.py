@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import EllipsisType, TracebackType
 from typing import Any, Literal, Self
@@ -24,14 +24,33 @@ class Instance:
     """Where it is."""
     instance_id: str
     """Its identity; empty until it was first connected."""
-    state: Literal["up", "draining", "down"]
-    """``"up"`` takes requests, ``"draining"`` is connected but takes none, ``"down"`` is not connected."""
+    state: Literal["up", "draining", "down", "ejected", "tombstoned"]
+    """``"up"`` takes requests, ``"draining"`` is connected but takes none, ``"down"`` is not connected,
+    ``"ejected"`` has lost its link under calls too often lately and is used only if there is no other,
+    ``"tombstoned"`` is no longer listed."""
     endpoints: list[str]
     """Names of its endpoints."""
     in_flight: int
     """Calls of this router in flight there."""
     last_error: str | None
     """Why it is down."""
+
+
+Policy = Literal["p2c", "round_robin", "random", "least_loaded", "hash", "direct"]
+"""The names of the routing policies; see :class:`Router`."""
+
+
+def _chosen_by(choose: Callable[[list[Instance]], Instance]) -> Callable[[list[dict[str, Any]]], int]:
+    """Make of a policy what the native router calls."""
+
+    def pick(entries: list[dict[str, Any]]) -> int:
+        instances = [Instance(**entry) for entry in entries]
+        picked: Any = choose(instances)
+        if picked not in instances:
+            raise ValueError(f"the policy returned {picked!r}, which is none of the instances it was given")
+        return instances.index(picked)
+
+    return pick
 
 
 class Router:
@@ -41,15 +60,27 @@ class Router:
     loop. Close it with ``async with`` or :meth:`aclose`.
 
     Args:
-        targets: addresses of workers, ``"host:port"`` or ``"unix:/path"``: one, or a sequence.
+        targets: where the workers are: ``"host:port"``, ``"unix:/path"``, or ``"file:///dir"``, a directory
+            in which workers list themselves; one, or a sequence. ``None`` for this user's own directory for
+            the namespace, in which ``serve`` lists workers unless told otherwise. Workers that are listed
+            later are found within a second.
         namespace: workers of another namespace are refused.
-        policy: how an instance is picked: ``"p2c"``, the better of two random ones by requests in flight
-            times recent peak latency, or ``"round_robin"``.
+        policy: how an instance is picked among those that take the endpoint: ``"p2c"``, the better of two
+            random ones by requests in flight times recent peak latency; ``"round_robin"``; ``"random"``;
+            ``"least_loaded"``, the one with the fewest requests of this router in flight; ``"hash"``, by the
+            call's ``affinity=`` (without one as ``"p2c"``); ``"direct"``, only by the call's ``instance=``.
+            Or a function that is given a list of :class:`Instance`, never empty, and returns one of them;
+            it runs on the loop for each attempt and must not block. What it raises fails the call. It is
+            not asked where there is only one worker.
         timeout: deadline of a call in seconds, from the await to its last item. ``None`` for none.
         item_timeout: seconds that a caller waits on an empty stream, the first item included. ``None`` for
             ever.
         instance_timeout: seconds that a call waits until an instance takes requests.
-        retries: further attempts, on other instances, for a call that provably did not run.
+        retries: further attempts, on other instances, for a call that provably did not run, or is
+            ``idempotent``. All calls together make no more than a fifth of their number, and three each
+            second.
+        max_resume_bytes: bytes of encoded items that are kept of a stream with ``resume=``; one that has
+            brought more is not resumed.
         response_type: a type that items are decoded into: anything msgspec decodes (Structs, dataclasses,
             TypedDicts), a pydantic model, or ``memoryview`` for raw items without a copy.
         stream_window: bytes that a stream may send ahead of its reader.
@@ -72,14 +103,15 @@ class Router:
 
     def __init__(
         self,
-        targets: str | Sequence[str],
+        targets: str | Sequence[str] | None = None,
         *,
         namespace: str = "default",
-        policy: Literal["p2c", "round_robin"] = "p2c",
+        policy: Policy | Callable[[list[Instance]], Instance] = "p2c",
         timeout: float | None = 600.0,
         item_timeout: float | None = 60.0,
         instance_timeout: float = 5.0,
         retries: int = 2,
+        max_resume_bytes: int = MIB,
         response_type: Any = None,
         stream_window: int = 256 * 1024,
         link_window: int = 4 * MIB,
@@ -91,13 +123,14 @@ class Router:
         insecure: bool = False,
     ) -> None:
         self._settings = RouterSettings(
-            [targets] if isinstance(targets, str) else list(targets),
+            targets if targets is None else [targets] if isinstance(targets, str) else list(targets),
             namespace=namespace,
-            policy=policy,
+            policy=policy if isinstance(policy, str) else _chosen_by(policy),
             timeout=timeout,
             item_timeout=item_timeout,
             instance_timeout=instance_timeout,
             retries=retries,
+            max_resume_bytes=max_resume_bytes,
             stream_window=stream_window,
             link_window=link_window,
             ping_interval=ping_interval,
@@ -137,6 +170,9 @@ class Router:
         item_timeout: float | EllipsisType | None = ...,
         metadata: Mapping[str, str] | None = None,
         instance: str | None = None,
+        affinity: str | None = None,
+        idempotent: bool = False,
+        resume: Callable[[Any, list[Any]], Any] | None = None,
         request_id: str | None = None,
         traceparent: str | None = None,
         response_type: Any = None,
@@ -153,6 +189,16 @@ class Router:
             item_timeout: the same for the wait on an empty stream.
             metadata: strings for the engine, as ``ctx.metadata``.
             instance: the worker to use, by instance id or address.
+            affinity: calls with the same affinity go to the same instance as long as it is there and has no
+                more than a quarter above the mean of this router's requests, whatever the policy. One
+                instance more moves about 1/n of all affinities.
+            idempotent: the request may run more than once: it is tried again, on another instance, also when
+                it was lost after it may have run, as long as no item had been read.
+            resume: a function ``(request, items) -> request`` that continues a lost stream: given the request
+                and the items read so far, it returns the request for what is missing, which is sent to any
+                instance within the remaining deadline. The reader sees one stream; ``stream.resumed`` counts.
+                It permits a second run from the start of the call on. It is called on the loop and must not
+                block; what it raises ends the stream. Attempts that bring no item are limited by ``retries``.
             request_id: a name for the request; a random one by default.
             traceparent: W3C trace context.
             response_type: a type that items are decoded into, instead of the router's.
@@ -173,6 +219,9 @@ class Router:
             self._item_timeout if item_timeout is ... else item_timeout,
             None if metadata is None else list(metadata.items()),
             instance,
+            affinity,
+            idempotent,
+            resume,
             request_id,
             traceparent,
             False,
@@ -187,6 +236,8 @@ class Router:
         item_timeout: float | EllipsisType | None = ...,
         metadata: Mapping[str, str] | None = None,
         instance: str | None = None,
+        affinity: str | None = None,
+        idempotent: bool = False,
         request_id: str | None = None,
         traceparent: str | None = None,
         response_type: Any = None,
@@ -194,8 +245,8 @@ class Router:
         """Call an engine that answers with exactly one item.
 
         Args:
-            request, endpoint, timeout, item_timeout, metadata, instance, request_id, traceparent,
-                response_type: as for :meth:`generate`.
+            request, endpoint, timeout, item_timeout, metadata, instance, affinity, idempotent, request_id,
+                traceparent, response_type: as for :meth:`generate`.
 
         Returns:
             Something to await for the item.
@@ -212,6 +263,9 @@ class Router:
             self._item_timeout if item_timeout is ... else item_timeout,
             None if metadata is None else list(metadata.items()),
             instance,
+            affinity,
+            idempotent,
+            None,
             request_id,
             traceparent,
             True,

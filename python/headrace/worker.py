@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Generator, Mapping
 from types import TracebackType
 from typing import Any, Self, cast
@@ -121,6 +122,7 @@ def serve(
     ping_timeout: float = 5.0,
     max_message_bytes: int = 32 * MIB,
     streams_per_link: int = 65_536,
+    discovery: str | bool | None = None,
     request_type: Any = None,
     expose_tracebacks: bool = False,
     token: str | None = None,
@@ -143,6 +145,11 @@ def serve(
         ping_timeout: further seconds after which it is given up.
         max_message_bytes: largest request and item.
         streams_per_link: streams open at once on one router's link.
+        discovery: where routers find the worker: ``"file:///dir"``, a directory in which it lists itself;
+            ``None`` for this user's own directory for the namespace, where ``Router()`` looks; ``False`` for
+            nowhere. The entry goes when the worker drains or closes, or its process ends in any way. When
+            the user's directory cannot be used, a ``RuntimeWarning`` says why; with ``True``, or a directory
+            that is named, that is an ``OSError``.
         request_type: a type that requests are decoded into (see ``Router(response_type=)``).
         expose_tracebacks: tell callers the traceback of an engine that raises.
         token: routers must present it.
@@ -155,7 +162,7 @@ def serve(
     Raises:
         ValueError: a setting or the address cannot be used; the message names it.
         TypeError: an engine is none.
-        OSError: the system refuses to listen there.
+        OSError: the system refuses to listen there, or ``discovery`` names a directory that cannot be used.
 
     Example:
         >>> async def greet(request, ctx):
@@ -179,6 +186,7 @@ def serve(
         ping_timeout=ping_timeout,
         max_message_bytes=max_message_bytes,
         streams_per_link=streams_per_link,
+        discovery=discovery,
         token=token,
         insecure=insecure,
     )
@@ -192,6 +200,13 @@ def serve(
             runner.attach(asyncio.get_running_loop())
         slots = [(name, EngineSlot(runner.start, values)) for name, runner in runners.items()]
         native = await _headrace.bind(settings, slots, current_hub())
+        if native.unlisted is not None:
+            warnings.warn(
+                f"routers cannot find this worker by themselves: {native.unlisted}; "
+                "name another directory with discovery=, or pass discovery=False",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         return Worker(native, list(runners.values()))
 
     return Serving(begin)

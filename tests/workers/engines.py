@@ -6,6 +6,7 @@ Settings are given as ``name=number`` arguments.
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import time
 
@@ -13,8 +14,12 @@ import headrace as hr
 
 
 async def count(request):
-    """Yields so many numbers; with `gap`, so many seconds apart; then waits for ever when `hang` is set."""
-    for number in range(request["items"]):
+    """Yields the numbers from `start` up to `items`; with `gap`, so many seconds apart; then waits for ever
+    when `hang` is set. With `die`, the process ends instead of the item of that number.
+    """
+    for number in range(request.get("start", 0), request["items"]):
+        if request.get("die") == number:
+            os._exit(1)
         yield number
         if request.get("gap"):
             await asyncio.sleep(request["gap"])
@@ -30,6 +35,12 @@ async def block(request):
     yield "done"
 
 
+async def late(request):
+    """Answers after so many seconds."""
+    await asyncio.sleep(request["seconds"])
+    return "late"
+
+
 async def echo(request):
     return request
 
@@ -39,7 +50,7 @@ async def main() -> None:
     for argument in sys.argv[1:]:
         name, _, value = argument.partition("=")
         settings[name] = float(value) if "." in value else int(value)
-    async with hr.serve({"count": count, "block": block, "echo": echo}, **settings) as worker:
+    async with hr.serve({"count": count, "block": block, "late": late, "echo": echo}, **settings) as worker:
         print(worker.address, flush=True)
         await worker.wait_closed()
 

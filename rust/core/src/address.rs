@@ -32,6 +32,12 @@ pub enum AddressError {
         /// What was given.
         given: String,
     },
+    /// It is not `file:///path`.
+    #[error("{given:?} is not a directory of workers: write \"file:///path\" with a path from the root on")]
+    NoDirectory {
+        /// What was given.
+        given: String,
+    },
     /// It leaves this machine and the traffic would not be encrypted.
     #[error(
         "{address} is not a loopback address and the link is neither encrypted nor authenticated; \

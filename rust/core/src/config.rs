@@ -10,6 +10,7 @@ use headrace_wire::limits::{
 
 use crate::error::StartError;
 use crate::link::Liveness;
+use crate::router::Policy;
 
 /// Settings of a [`crate::Worker`].
 #[derive(Clone, Debug, PartialEq)]
@@ -70,18 +71,8 @@ impl WorkerConfig {
     }
 }
 
-/// How a router picks an instance.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Policy {
-    /// The better of two random instances by requests in flight times recent peak latency.
-    #[default]
-    PowerOfTwo,
-    /// One after the other.
-    RoundRobin,
-}
-
 /// Settings of a [`crate::Router`].
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct RouterConfig {
     /// Workers of another namespace are refused. Default `"default"`.
     pub namespace: String,
@@ -93,8 +84,10 @@ pub struct RouterConfig {
     pub item_timeout: Option<Duration>,
     /// How long a call waits for an instance. Default 5 s.
     pub instance_timeout: Duration,
-    /// Further attempts for a call that provably did not run. Default 2.
+    /// Further attempts for a call that provably did not run, or may run again. Default 2.
     pub retries: u32,
+    /// Bytes of items that are kept to resume a stream; one that has brought more is not resumed. Default 1 MiB.
+    pub max_resume_bytes: usize,
     /// Credit of each response stream in bytes. Default 256 KiB.
     pub stream_window: u32,
     /// Credit of each link in bytes. Default 4 MiB.
@@ -122,6 +115,7 @@ impl Default for RouterConfig {
             item_timeout: Some(Duration::from_secs(60)),
             instance_timeout: Duration::from_secs(5),
             retries: 2,
+            max_resume_bytes: 1024 * 1024,
             stream_window: STREAM_WINDOW_DEFAULT,
             link_window: LINK_WINDOW_DEFAULT,
             ping_interval: Duration::from_secs(5),

@@ -7,6 +7,7 @@ use headrace_wire::body::Fault;
 use thiserror::Error;
 
 use crate::address::AddressError;
+use crate::discovery::DiscoveryError;
 
 /// How far a call had come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -65,6 +66,11 @@ pub enum CallErrorKind {
         /// When the worker expects to have room; zero when it did not say.
         retry_after: Duration,
         /// What the worker said.
+        detail: String,
+    },
+    /// The policy picked none.
+    Policy {
+        /// Why.
         detail: String,
     },
     /// The worker refused the request for another reason.
@@ -186,6 +192,7 @@ impl fmt::Display for CallErrorKind {
                 "every worker is at its limits: {detail}; try again in {:.3} s, or raise concurrency= or queue=",
                 retry_after.as_secs_f64()
             ),
+            Self::Policy { detail } => write!(f, "no worker was picked: {detail}"),
             Self::Refused { detail } => write!(f, "the worker refused the request: {detail}"),
             Self::Disconnected { reason, maybe_executed } => write!(
                 f,
@@ -244,6 +251,9 @@ pub enum StartError {
         /// What was given.
         given: String,
     },
+    /// The worker cannot be listed where routers look.
+    #[error(transparent)]
+    Discovery(#[from] DiscoveryError),
     /// A worker without engines, or with two of one name.
     #[error("{0}")]
     Engines(String),

@@ -8,6 +8,7 @@
 //! | [`Router`] | keeps links to workers, sends calls |
 //! | [`engine`] | what a worker runs, and how it answers |
 //! | [`link`] | one connection, and who drives its socket |
+//! | [`discovery`] | where routers learn of workers |
 //! | [`config`], [`error`], [`address`] | settings, failures, targets |
 //! | [`budget`] | the process ceiling on buffered bytes |
 //!
@@ -19,6 +20,7 @@ pub mod address;
 pub mod budget;
 mod clock;
 pub mod config;
+pub mod discovery;
 pub mod engine;
 pub mod error;
 pub mod link;
@@ -28,11 +30,13 @@ mod worker;
 pub use headrace_wire as wire;
 
 pub use self::address::Address;
-pub use self::config::{Policy, RouterConfig, WorkerConfig};
+pub use self::config::{RouterConfig, WorkerConfig};
+pub use self::discovery::Discovery;
 pub use self::engine::{AsyncEngine, Engine, Request, Responder};
 pub use self::error::{CallError, CallErrorKind, Phase, StartError};
 pub use self::link::Item;
 pub use self::router::{
-    Call, CallOptions, InstanceInfo, InstanceState, Ready, ResponseStream, Router, RouterStats,
+    Call, CallOptions, Choose, InstanceInfo, InstanceState, Policy, Ready, ResponseStream, Router,
+    RouterStats,
 };
 pub use self::worker::{Worker, WorkerStats};

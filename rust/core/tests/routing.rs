@@ -43,8 +43,10 @@ async fn both_policies_use_both_workers_and_round_robin_does_so_in_turn() {
         let (first, second) = (Running::default(), Running::default());
         let a = worker(&first, WorkerConfig::default()).await;
         let b = worker(&second, WorkerConfig::default()).await;
-        let router =
-            router_to(&[a.address(), b.address()], RouterConfig { policy, ..RouterConfig::default() });
+        let router = router_to(
+            &[a.address(), b.address()],
+            RouterConfig { policy: policy.clone(), ..RouterConfig::default() },
+        );
         assert!(router.wait_for_instances(2, LONG).await);
         let mut held = Vec::new();
         for _ in 0..40 {
@@ -54,7 +56,7 @@ async fn both_policies_use_both_workers_and_round_robin_does_so_in_turn() {
         match policy {
             Policy::RoundRobin => assert_eq!(counts, (20, 20)),
             // One slow answer is remembered for seconds, so on a loaded machine the shares may differ much.
-            Policy::PowerOfTwo => assert!(counts.0 > 0 && counts.1 > 0, "{counts:?}"),
+            _ => assert!(counts.0 > 0 && counts.1 > 0, "{counts:?}"),
         }
         let named: Vec<_> = router.instances().iter().map(|instance| instance.in_flight).collect();
         assert_eq!(named, [counts.0, counts.1]);

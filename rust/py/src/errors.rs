@@ -1,6 +1,7 @@
 //! Rust errors as Python exceptions: one place. The classes themselves are in `headrace/errors.py`; errors
 //! are cold, so they are looked up when raised.
 
+use headrace::discovery::DiscoveryError;
 use headrace::{CallError, CallErrorKind, StartError};
 use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
@@ -85,12 +86,14 @@ fn class_of(kind: &CallErrorKind) -> &'static str {
 /// system an `OSError`.
 pub(crate) fn start_error(error: &StartError) -> PyErr {
     let message = error.to_string();
-    match error {
-        StartError::Bind { source, .. } => match source.raw_os_error() {
-            Some(code) => PyOSError::new_err((code, message)),
-            None => PyOSError::new_err(message),
-        },
-        _ => PyValueError::new_err(message),
+    let source = match error {
+        StartError::Bind { source, .. } | StartError::Discovery(DiscoveryError::Io { source, .. }) => source,
+        StartError::Discovery(_) => return PyOSError::new_err(message),
+        _ => return PyValueError::new_err(message),
+    };
+    match source.raw_os_error() {
+        Some(code) => PyOSError::new_err((code, message)),
+        None => PyOSError::new_err(message),
     }
 }
 

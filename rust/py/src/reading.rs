@@ -11,8 +11,9 @@ use pyo3::prelude::*;
 use crate::bridge::hub::Hub;
 use crate::bridge::parking::Parking;
 use crate::bridge::waiter::already_awaited;
+use crate::errors::call_error;
 use crate::ffi::ForkSafe;
-use crate::payload::Codec;
+use crate::payload::{Codec, own};
 use crate::router::RouterHandle;
 use crate::runtime::is_forked;
 
@@ -25,7 +26,9 @@ enum State {
     Open(CoreStream),
     /// The call failed: what it failed with, to be raised again.
     Failed(CallError),
-    /// Closed before it was open.
+    /// A step is being taken, with the state in its hands.
+    Stepping,
+    /// Closed before it was open, or during a step.
     Closed,
 }
 
@@ -49,12 +52,22 @@ pub(crate) enum Step {
     Opened,
 }
 
+/// How a lost stream is continued: the caller's function `(request, items) -> request`, and the request.
+#[derive(Debug)]
+pub(crate) struct Resume {
+    pub(crate) function: Py<PyAny>,
+    pub(crate) request: Py<PyAny>,
+}
+
 /// One call and what it has become: how a task waits for it, and how it ends when nobody does any more.
 #[derive(Debug)]
 pub(crate) struct Reading {
     pub(crate) hub: Arc<Hub>,
     pub(crate) codec: Py<Codec>,
     request_id: String,
+    resume: Option<Resume>,
+    /// A step may run a routing policy in Python: then no lock is held meanwhile.
+    asks_python: bool,
     inner: ForkSafe<Mutex<Inner>>,
     /// The router, which must not close while a stream of it is read.
     _router: Arc<RouterHandle>,
@@ -66,10 +79,20 @@ impl Reading {
         codec: Py<Codec>,
         request_id: String,
         call: CoreCall,
+        resume: Option<Resume>,
+        asks_python: bool,
         router: Arc<RouterHandle>,
     ) -> Self {
         let inner = Inner { state: State::Opening(Box::new(call)), parking: None, ready_run: 0 };
-        Self { hub, codec, request_id, inner: ForkSafe::new(Mutex::new(inner)), _router: router }
+        Self {
+            hub,
+            codec,
+            request_id,
+            resume,
+            asks_python,
+            inner: ForkSafe::new(Mutex::new(inner)),
+            _router: router,
+        }
     }
 
     /// Runs one step of whatever is awaited. `what` is polled with the stream once it is open.
@@ -80,30 +103,36 @@ impl Reading {
     ) -> PyResult<Step> {
         self.hub.check(py)?;
         let mut inner = self.inner.lock();
-        let Inner { state, parking, .. } = &mut *inner;
-        let place = match parking {
+        let place = match inner.parking.take() {
             Some(place) => place,
-            none => none.insert(self.hub.parking(py)?),
+            None if matches!(inner.state, State::Stepping) => return Err(already_awaited("this response")),
+            None => self.hub.parking(py)?,
         };
         if place.is_awaited() {
+            inner.parking = Some(place);
             return Err(already_awaited("this response"));
         }
-        let mut cx = Context::from_waker(place.waker());
-        if let State::Opening(call) = state {
-            match std::pin::Pin::new(&mut **call).poll(&mut cx) {
-                Poll::Pending => return Ok(Step::Wait(place.arm(py))),
-                Poll::Ready(Ok(stream)) => *state = State::Open(stream),
-                Poll::Ready(Err(error)) => *state = State::Failed(error),
+        let cx = Context::from_waker(place.waker());
+        let step = if self.asks_python {
+            let mut state = std::mem::replace(&mut inner.state, State::Stepping);
+            drop(inner);
+            let step = advance(&mut state, &cx, what);
+            inner = self.inner.lock();
+            if !matches!(inner.state, State::Stepping) {
+                // Closed meanwhile: what the state held is killed as it is dropped.
+                inner.parking = Some(place);
+                drop(inner);
+                drop(state);
+                return Ok(Step::End);
             }
-        }
-        Ok(match state {
-            State::Open(stream) => match what(stream, &cx) {
-                Poll::Ready(step) => step,
-                Poll::Pending => Step::Wait(place.arm(py)),
-            },
-            State::Failed(error) => Step::Failed(error.clone()),
-            State::Opening(_) | State::Closed => Step::End,
-        })
+            inner.state = state;
+            step
+        } else {
+            advance(&mut inner.state, &cx, what)
+        };
+        let step = step.unwrap_or_else(|| Step::Wait(place.arm(py)));
+        inner.parking = Some(place);
+        Ok(step)
     }
 
     /// The fast path of `__next__`: what is there already.
@@ -126,6 +155,28 @@ impl Reading {
         }
     }
 
+    /// The stream has failed: continues it if the caller has said how, else raises what it failed with.
+    pub(crate) fn go_on(&self, py: Python<'_>, lost: CallError) -> PyResult<()> {
+        let Some(Resume { function, request }) = &self.resume else { return Err(call_error(py, &lost)) };
+        let Some(kept) = self.with_open(CoreStream::kept).flatten() else {
+            return Err(call_error(py, &lost));
+        };
+        let codec = self.codec.get();
+        // No lock is held while the caller's function runs.
+        let asked = || -> PyResult<Item> {
+            let items = kept.iter().map(|item| codec.decode(py, item)).collect::<PyResult<Vec<_>>>()?;
+            let encoded = codec.encode(function.bind(py).call1((request, items))?.as_ref())?;
+            Ok(Item { encoding: encoded.encoding, payload: own(&self.hub, &encoded.bytes) })
+        };
+        let request = asked().inspect_err(|error| {
+            error.set_context(py, Some(call_error(py, &lost)));
+        })?;
+        match self.with_open(|stream| stream.resume(request, lost)) {
+            Some(Err(error)) => Err(call_error(py, &error)),
+            Some(Ok(())) | None => Ok(()),
+        }
+    }
+
     pub(crate) fn kill_now(&self) {
         if is_forked() {
             return;
@@ -137,7 +188,9 @@ impl Reading {
                     stream.kill();
                     None
                 }
-                State::Opening(_) => Some(std::mem::replace(&mut inner.state, State::Closed)),
+                State::Opening(_) | State::Stepping => {
+                    Some(std::mem::replace(&mut inner.state, State::Closed))
+                }
                 State::Failed(_) | State::Closed => None,
             }
         };
@@ -159,7 +212,7 @@ impl Reading {
     /// Where it stands, in a word.
     pub(crate) fn state(&self) -> &'static str {
         match &self.inner.lock().state {
-            State::Opening(_) => "opening",
+            State::Opening(_) | State::Stepping => "opening",
             State::Open(_) => "open",
             State::Failed(_) => "failed",
             State::Closed => "closed",
@@ -184,6 +237,29 @@ impl Drop for Reading {
                 self.hub.recycle(parking);
             }
         }
+    }
+}
+
+/// One step of a state; `None` when it has to wait. `what` is polled with the stream once it is open.
+fn advance(
+    state: &mut State,
+    cx: &Context<'_>,
+    what: impl Fn(&CoreStream, &Context<'_>) -> Poll<Step>,
+) -> Option<Step> {
+    if let State::Opening(call) = state {
+        match call.poll_open(cx) {
+            Poll::Pending => return None,
+            Poll::Ready(Ok(stream)) => *state = State::Open(stream),
+            Poll::Ready(Err(error)) => *state = State::Failed(error),
+        }
+    }
+    match state {
+        State::Open(stream) => match what(stream, cx) {
+            Poll::Ready(step) => Some(step),
+            Poll::Pending => None,
+        },
+        State::Failed(error) => Some(Step::Failed(error.clone())),
+        State::Opening(_) | State::Stepping | State::Closed => Some(Step::End),
     }
 }
 

@@ -40,17 +40,22 @@ impl ResponseStream {
 
     fn __next__(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
         check_fork(py)?;
-        let step = match self.0.take_ready() {
-            Some(step) => step,
-            None => self.0.step(py, |stream, cx| stream.poll_next(cx).map(found))?,
-        };
-        self.0.hub.settle(py)?;
-        match step {
-            Step::Item(item) => raise_stop_iteration(self.0.codec.get().decode(py, &item)?),
-            Step::Wait(waiter) => Ok(Some(waiter)),
-            Step::Turn => Ok(Some(py.None())),
-            Step::End | Step::Opened => Err(PyStopAsyncIteration::new_err(())),
-            Step::Failed(error) => Err(call_error(py, &error)),
+        loop {
+            let step = match self.0.take_ready() {
+                Some(step) => step,
+                None => self.0.step(py, |stream, cx| stream.poll_next(cx).map(found))?,
+            };
+            self.0.hub.settle(py)?;
+            return match step {
+                Step::Item(item) => raise_stop_iteration(self.0.codec.get().decode(py, &item)?),
+                Step::Wait(waiter) => Ok(Some(waiter)),
+                Step::Turn => Ok(Some(py.None())),
+                Step::End | Step::Opened => Err(PyStopAsyncIteration::new_err(())),
+                Step::Failed(error) => {
+                    self.0.go_on(py, error)?;
+                    continue;
+                }
+            };
         }
     }
 
@@ -149,8 +154,8 @@ impl ResponseStream {
 
     /// How often the stream was continued on another instance.
     #[getter]
-    const fn resumed(&self) -> u32 {
-        0
+    fn resumed(&self) -> u32 {
+        self.0.with_open(CoreStream::resumed).unwrap_or(0)
     }
 
     fn __repr__(&self) -> String {

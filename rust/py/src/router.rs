@@ -3,7 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use headrace::{Address, CallOptions, InstanceState, Item, Policy, Router as CoreRouter, RouterConfig};
+use headrace::address::AddressError;
+use headrace::discovery::{Directory, Discovery, Fixed};
+use headrace::{
+    Address, CallOptions, Choose, InstanceInfo, InstanceState, Item, Policy, Router as CoreRouter,
+    RouterConfig,
+};
 use parking_lot::Mutex;
 use pyo3::exceptions::{PyOverflowError, PyValueError};
 use pyo3::prelude::*;
@@ -14,7 +19,7 @@ use crate::bridge::loop_hub::LoopHub;
 use crate::errors::start_error;
 use crate::ffi::ForkSafe;
 use crate::payload::{Codec, own};
-use crate::reading::Reading;
+use crate::reading::{Reading, Resume};
 use crate::response::{Call, UnaryCall};
 use crate::runtime::{check_process, cold, handle};
 
@@ -22,7 +27,7 @@ use crate::runtime::{check_process, cold, handle};
 #[pyclass(frozen, module = "headrace._headrace")]
 #[derive(Debug)]
 pub(crate) struct RouterSettings {
-    targets: Vec<Address>,
+    places: Vec<Arc<dyn Discovery>>,
     config: RouterConfig,
 }
 
@@ -64,17 +69,18 @@ fn optional_seconds(name: &str, value: Option<f64>) -> PyResult<Option<Duration>
 impl RouterSettings {
     #[new]
     #[pyo3(signature = (targets, *, namespace, policy, timeout, item_timeout, instance_timeout, retries,
-        stream_window, link_window, ping_interval, ping_timeout, slow_consumer_timeout, max_message_bytes,
+        max_resume_bytes, stream_window, link_window, ping_interval, ping_timeout, slow_consumer_timeout, max_message_bytes,
         token, insecure))]
     #[expect(clippy::too_many_arguments, reason = "they mirror the keywords of the Python class")]
     fn new(
-        targets: Vec<String>,
+        targets: Option<Vec<String>>,
         namespace: String,
-        policy: &str,
+        policy: &Bound<'_, PyAny>,
         timeout: Option<f64>,
         item_timeout: Option<f64>,
         instance_timeout: f64,
         retries: &Bound<'_, PyAny>,
+        max_resume_bytes: &Bound<'_, PyAny>,
         stream_window: &Bound<'_, PyAny>,
         link_window: &Bound<'_, PyAny>,
         ping_interval: f64,
@@ -84,14 +90,8 @@ impl RouterSettings {
         token: Option<String>,
         insecure: bool,
     ) -> PyResult<Self> {
-        let policy = match policy {
-            "p2c" => Policy::PowerOfTwo,
-            "round_robin" => Policy::RoundRobin,
-            other => {
-                let message = format!("policy must be \"p2c\" or \"round_robin\", not {other:?}");
-                return Err(PyValueError::new_err(message));
-            }
-        };
+        let policy = routing_policy(policy)?;
+        let places = places(targets, &namespace, insecure).map_err(|error| start_error(&error.into()))?;
         let config = RouterConfig {
             namespace,
             policy,
@@ -99,6 +99,7 @@ impl RouterSettings {
             item_timeout: optional_seconds("item_timeout", item_timeout)?,
             instance_timeout: seconds("instance_timeout", instance_timeout)?,
             retries: whole("retries", retries)?,
+            max_resume_bytes: whole("max_resume_bytes", max_resume_bytes)?,
             stream_window: whole("stream_window", stream_window)?,
             link_window: whole("link_window", link_window)?,
             ping_interval: seconds("ping_interval", ping_interval)?,
@@ -109,17 +110,93 @@ impl RouterSettings {
             insecure,
         };
         config.check().map_err(|error| start_error(&error))?;
-        let targets = targets
-            .iter()
-            .map(|target| {
-                let address: Address = target.parse()?;
-                address.check(insecure)?;
-                Ok(address)
-            })
-            .collect::<Result<Vec<_>, headrace::address::AddressError>>()
-            .map_err(|error| start_error(&error.into()))?;
-        Ok(Self { targets, config })
+        Ok(Self { places, config })
     }
+}
+
+/// Where to look for workers: addresses, directories, or the user's own directory.
+fn places(
+    targets: Option<Vec<String>>,
+    namespace: &str,
+    insecure: bool,
+) -> Result<Vec<Arc<dyn Discovery>>, AddressError> {
+    let Some(targets) = targets else { return Ok(vec![Arc::new(Directory::of_user(namespace))]) };
+    let (mut addresses, mut places): (Vec<Address>, Vec<Arc<dyn Discovery>>) = (Vec::new(), Vec::new());
+    for target in targets {
+        if target.starts_with("file:") {
+            places.push(Arc::new(directory(&target)?));
+        } else {
+            let address: Address = target.parse()?;
+            address.check(insecure)?;
+            addresses.push(address);
+        }
+    }
+    if !addresses.is_empty() || places.is_empty() {
+        places.insert(0, Arc::new(Fixed::new(&addresses)));
+    }
+    Ok(places)
+}
+
+/// The directory that a URL names.
+pub(crate) fn directory(url: &str) -> Result<Directory, AddressError> {
+    Directory::from_url(url).ok_or_else(|| AddressError::NoDirectory { given: url.to_owned() })
+}
+
+fn routing_policy(policy: &Bound<'_, PyAny>) -> PyResult<Policy> {
+    let Ok(name) = policy.extract::<String>() else {
+        return Ok(Policy::Custom(Arc::new(PythonPolicy(policy.clone().unbind()))));
+    };
+    Ok(match name.as_str() {
+        "p2c" => Policy::PowerOfTwo,
+        "round_robin" => Policy::RoundRobin,
+        "random" => Policy::Random,
+        "least_loaded" => Policy::LeastLoaded,
+        "hash" => Policy::Hash,
+        "direct" => Policy::Direct,
+        other => {
+            let message = format!(
+                "policy must be \"p2c\", \"round_robin\", \"random\", \"least_loaded\", \"hash\", \"direct\" \
+                 or a function of a list of instances, not {other:?}"
+            );
+            return Err(PyValueError::new_err(message));
+        }
+    })
+}
+
+/// A policy in Python: given what is known of each instance, it returns the index of one.
+#[derive(Debug)]
+struct PythonPolicy(Py<PyAny>);
+
+impl Choose for PythonPolicy {
+    fn choose(&self, candidates: &[InstanceInfo]) -> Result<usize, String> {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "calls are polled by their loop's thread, which is attached"
+        )]
+        Python::attach(|py| {
+            let known = candidates.iter().map(|info| entry(py, info)).collect::<PyResult<Vec<_>>>();
+            known.and_then(|known| self.0.call1(py, (known,))?.extract(py)).map_err(|error| error.to_string())
+        })
+    }
+}
+
+/// What is known of an instance, as a dictionary.
+fn entry<'py>(py: Python<'py>, info: &InstanceInfo) -> PyResult<Bound<'py, PyDict>> {
+    let entry = PyDict::new(py);
+    entry.set_item("address", &info.address)?;
+    entry.set_item("instance_id", &info.instance_id)?;
+    let state = match info.state {
+        InstanceState::Up => "up",
+        InstanceState::Draining => "draining",
+        InstanceState::Ejected => "ejected",
+        InstanceState::Tombstoned => "tombstoned",
+        _ => "down",
+    };
+    entry.set_item("state", state)?;
+    entry.set_item("endpoints", &info.endpoints)?;
+    entry.set_item("in_flight", info.in_flight)?;
+    entry.set_item("last_error", info.last_error.as_deref())?;
+    Ok(entry)
 }
 
 /// The core's router, closed with its loop, or when neither a router object nor a stream of it is left.
@@ -141,6 +218,8 @@ impl Closes for RouterHandle {
 pub(crate) struct Router {
     hub: Arc<Hub>,
     owned: Arc<RouterHandle>,
+    /// Its policy is in Python.
+    asks_python: bool,
 }
 
 #[pymethods]
@@ -150,17 +229,19 @@ impl Router {
         let hub = Arc::clone(hub.hub());
         hub.check(py)?;
         let driver = Arc::new(HubDriver(Arc::clone(&hub)));
-        let router = CoreRouter::new(&settings.targets, settings.config.clone(), handle(py)?, driver)
-            .map_err(|error| start_error(&error))?;
+        let router =
+            CoreRouter::discovering(settings.places.clone(), settings.config.clone(), handle(py)?, driver)
+                .map_err(|error| start_error(&error))?;
         let owned = Arc::new(RouterHandle(ForkSafe::new(Mutex::new(Some(router)))));
         let weak = Arc::downgrade(&owned);
         hub.close_with_loop(weak);
-        Ok(Self { hub, owned })
+        let asks_python = matches!(settings.config.policy, Policy::Custom(_));
+        Ok(Self { hub, owned, asks_python })
     }
 
     /// A call with these options; nothing is sent before it is awaited.
-    #[pyo3(signature = (request, codec, endpoint, timeout, item_timeout, metadata, instance, request_id,
-        traceparent, single))]
+    #[pyo3(signature = (request, codec, endpoint, timeout, item_timeout, metadata, instance, affinity,
+        idempotent, resume, request_id, traceparent, single))]
     #[expect(clippy::too_many_arguments, reason = "they mirror the keywords of the Python method")]
     fn call(
         &self,
@@ -171,6 +252,9 @@ impl Router {
         item_timeout: Option<f64>,
         metadata: Option<Vec<(String, String)>>,
         instance: Option<String>,
+        affinity: Option<String>,
+        idempotent: bool,
+        resume: Option<Py<PyAny>>,
         request_id: Option<String>,
         traceparent: Option<String>,
         single: bool,
@@ -186,12 +270,18 @@ impl Router {
         options.item_timeout = some_seconds("item_timeout", item_timeout)?;
         options.metadata = metadata.unwrap_or_default();
         options.instance = instance.unwrap_or_default();
+        options.affinity = affinity.unwrap_or_default();
+        options.idempotent = idempotent;
+        options.resumable = resume.is_some();
         options.request_id = request_id.unwrap_or_default();
         options.traceparent = traceparent.unwrap_or_default();
         options.single = single;
         let request_id = options.request_id.clone();
         let call = self.with(py, |router| router.call(options))?;
-        let reading = Reading::new(Arc::clone(&self.hub), codec, request_id, call, Arc::clone(&self.owned));
+        let resume = resume.map(|function| Resume { function, request: request.clone().unbind() });
+        let hub = Arc::clone(&self.hub);
+        let owned = Arc::clone(&self.owned);
+        let reading = Reading::new(hub, codec, request_id, call, resume, self.asks_python, owned);
         Ok(if single {
             Py::new(py, UnaryCall::new(reading))?.into_any()
         } else {
@@ -201,23 +291,9 @@ impl Router {
 
     /// What is known of each instance, as dictionaries.
     fn instances<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
-        let list = PyList::empty(py);
-        for info in self.with(py, CoreRouter::instances)? {
-            let entry = PyDict::new(py);
-            entry.set_item("address", info.address)?;
-            entry.set_item("instance_id", info.instance_id)?;
-            let state = match info.state {
-                InstanceState::Up => "up",
-                InstanceState::Draining => "draining",
-                _ => "down",
-            };
-            entry.set_item("state", state)?;
-            entry.set_item("endpoints", info.endpoints)?;
-            entry.set_item("in_flight", info.in_flight)?;
-            entry.set_item("last_error", info.last_error)?;
-            list.append(entry)?;
-        }
-        Ok(list)
+        let infos = self.with(py, CoreRouter::instances)?;
+        let entries = infos.iter().map(|info| entry(py, info)).collect::<PyResult<Vec<_>>>()?;
+        PyList::new(py, entries)
     }
 
     /// A future that says whether `count` instances took requests within `timeout` seconds.

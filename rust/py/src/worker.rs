@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use headrace::discovery::Directory;
 use headrace::wire::body::{Fault, FaultCode};
 use headrace::{Address, Engine, Request, Responder, StartError, Worker as CoreWorker, WorkerConfig};
 use parking_lot::Mutex;
@@ -14,7 +15,7 @@ use crate::bridge::loop_hub::LoopHub;
 use crate::errors::start_error;
 use crate::ffi::ForkSafe;
 use crate::payload::Codec;
-use crate::router::{seconds, whole};
+use crate::router::{directory, seconds, whole};
 use crate::runtime::{check_process, cold, handle};
 use crate::sink::Sink;
 
@@ -91,19 +92,28 @@ pub(crate) fn start(
     slot.start.call1(py, (payload, &sink)).map(drop).or_else(|error| sink.get().fail_with(py, &error))
 }
 
+/// Where a worker is to be listed.
+#[derive(FromPyObject)]
+enum Discover {
+    Listed(bool),
+    In(String),
+}
+
 /// A worker's settings, checked.
 #[pyclass(frozen, module = "headrace._headrace")]
 #[derive(Debug)]
 pub(crate) struct WorkerSettings {
     address: Address,
     config: WorkerConfig,
+    /// Where it is listed, and whether it was the caller who said so.
+    place: Option<(Directory, bool)>,
 }
 
 #[pymethods]
 impl WorkerSettings {
     #[new]
     #[pyo3(signature = (address, *, namespace, concurrency, queue, drain_timeout, ping_interval, ping_timeout,
-        max_message_bytes, streams_per_link, token, insecure))]
+        max_message_bytes, streams_per_link, discovery, token, insecure))]
     #[expect(clippy::too_many_arguments, reason = "they mirror the keywords of `serve`")]
     fn new(
         address: &str,
@@ -115,9 +125,19 @@ impl WorkerSettings {
         ping_timeout: f64,
         max_message_bytes: &Bound<'_, PyAny>,
         streams_per_link: &Bound<'_, PyAny>,
+        discovery: Option<Discover>,
         token: Option<String>,
         insecure: bool,
     ) -> PyResult<Self> {
+        let place = match discovery {
+            None => Some((Directory::of_user(&namespace), false)),
+            Some(Discover::In(url)) => {
+                let place = directory(&url).map_err(|error| start_error(&error.into()))?;
+                Some((place, true))
+            }
+            Some(Discover::Listed(true)) => Some((Directory::of_user(&namespace), true)),
+            Some(Discover::Listed(false)) => None,
+        };
         let config = WorkerConfig {
             namespace,
             concurrency: whole("concurrency", concurrency)?,
@@ -134,7 +154,7 @@ impl WorkerSettings {
         let address: Address =
             address.parse().map_err(|error: headrace::address::AddressError| start_error(&error.into()))?;
         address.check(insecure).map_err(|error| start_error(&error.into()))?;
-        Ok(Self { address, config })
+        Ok(Self { address, config, place })
     }
 }
 
@@ -168,11 +188,13 @@ impl Drop for Owned {
 #[derive(Debug)]
 pub(crate) struct Worker {
     owned: Arc<Owned>,
+    unlisted: Option<String>,
 }
 
 /// A worker that has been bound, or not: made into Python on the loop's thread.
 struct Bind {
     result: Result<CoreWorker, StartError>,
+    unlisted: Option<String>,
     hub: Arc<Hub>,
     slots: Vec<Slot>,
     engines: Vec<Py<EngineSlot>>,
@@ -184,7 +206,7 @@ impl<'py> IntoPyObject<'py> for Bind {
     type Error = PyErr;
 
     fn into_pyobject(self, py: Python<'py>) -> PyResult<Self::Output> {
-        let Self { result, hub, slots, engines } = self;
+        let Self { result, unlisted, hub, slots, engines } = self;
         let worker = match result {
             Ok(worker) => worker,
             Err(error) => {
@@ -199,7 +221,7 @@ impl<'py> IntoPyObject<'py> for Bind {
         let owned = Arc::new(Owned { worker: ForkSafe::new(worker), hub: Arc::clone(&hub), slots, closed });
         let weak = Arc::downgrade(&owned);
         hub.close_with_loop(weak);
-        Bound::new(py, Worker { owned })
+        Bound::new(py, Worker { owned, unlisted })
     }
 }
 
@@ -225,17 +247,44 @@ pub(crate) fn bind<'py>(
         kept.push(engine);
     }
     let driver = Arc::new(HubDriver(Arc::clone(&hub)));
-    let (address, config) = (settings.address.clone(), settings.config.clone());
+    let (address, config, place) =
+        (settings.address.clone(), settings.config.clone(), settings.place.clone());
     let event_loop = hub.event_loop(py)?;
     let inner = Arc::clone(&hub);
     cold(&event_loop, &hub, async move {
-        let result = CoreWorker::bind(&address, served, config, runtime, driver).await;
-        Ok(Bind { result, hub: inner, slots, engines: kept })
+        let bound = CoreWorker::bind(&address, served, config, runtime, driver).await;
+        let (result, unlisted) = match (bound, place) {
+            (Ok(worker), Some((place, asked))) => list(worker, place, asked).await,
+            (bound, _) => (bound, None),
+        };
+        Ok(Bind { result, unlisted, hub: inner, slots, engines: kept })
     })
+}
+
+/// Lists a worker. Where that fails and nobody has asked for it, the worker serves all the same.
+async fn list(
+    worker: CoreWorker,
+    place: Directory,
+    asked: bool,
+) -> (Result<CoreWorker, StartError>, Option<String>) {
+    match worker.list_in(Arc::new(place)).await {
+        Ok(()) => (Ok(worker), None),
+        Err(error) if asked => {
+            worker.close();
+            (Err(error.into()), None)
+        }
+        Err(error) => (Ok(worker), Some(error.to_string())),
+    }
 }
 
 #[pymethods]
 impl Worker {
+    /// Why it is not listed in the user's directory, if it is not.
+    #[getter]
+    fn unlisted(&self) -> Option<&str> {
+        self.unlisted.as_deref()
+    }
+
     /// Where it listens.
     #[getter]
     fn address(&self) -> String {

@@ -59,8 +59,8 @@ pub(crate) trait Owner: Send + Sync + std::fmt::Debug {
     fn on_status(&self, status: Status);
     /// The worker takes no new requests on this link.
     fn on_goaway(&self);
-    /// The link is closed; called once.
-    fn on_closed(&self, reason: &str);
+    /// The link is closed, and so many streams were open on it; called once.
+    fn on_closed(&self, reason: &str, lost: usize);
 }
 
 /// When a silent peer is asked, and when it is given up.
@@ -451,6 +451,7 @@ impl Link {
             table.closed = true;
             std::mem::take(&mut table.streams)
         };
+        let lost = streams.len();
         for stream in streams.into_values() {
             if self.peer.is_worker {
                 let maybe_executed = self.out.lock().request_written(stream.id);
@@ -462,7 +463,7 @@ impl Link {
         // Nothing more gathers for a socket that nobody reads.
         self.out.lock().close_all();
         // The owner first: whoever waits for the close may go on to make the owner's next link.
-        self.owner.on_closed(&reason);
+        self.owner.on_closed(&reason, lost);
         self.closed.send_replace(true);
     }
 }

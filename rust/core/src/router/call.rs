@@ -20,53 +20,14 @@ use headrace_wire::body::{KillReason, Reject, RejectReason, RequestHead, Shape};
 use headrace_wire::error::EncodeError;
 
 use super::Shared;
-use super::instances::InFlight;
+use super::again::{Again, Plan};
+use super::choice::Candidate;
+use super::instances::{InFlight, Instance};
+use super::options::CallOptions;
 use super::response::{ResponseStream, kind_of};
 use crate::clock::{NEVER, NS_PER_MS, duration_ms, now_ms, now_ns};
 use crate::error::{CallError, CallErrorKind, Phase};
 use crate::link::{Ending, Item, Link, OpenError, Outgoing, Stream, Timing};
-
-/// What a caller asks for. `None` in the timeouts means none at all; the router's defaults are in
-/// [`crate::RouterConfig`].
-#[derive(Clone, Debug)]
-pub struct CallOptions {
-    /// The request.
-    pub payload: Item,
-    /// The endpoint; empty for the only one there is.
-    pub endpoint: String,
-    /// The caller's name for the request; a random one when empty.
-    pub request_id: String,
-    /// Deadline of the whole call.
-    pub timeout: Option<Duration>,
-    /// How long to wait on an empty stream.
-    pub item_timeout: Option<Duration>,
-    /// Metadata for the engine.
-    pub metadata: Vec<(String, String)>,
-    /// W3C trace context.
-    pub traceparent: String,
-    /// The instance to use, by id or address; any when empty.
-    pub instance: String,
-    /// Whether one item or a stream is wanted.
-    pub single: bool,
-}
-
-impl CallOptions {
-    /// Options with the documented defaults for this payload.
-    #[must_use]
-    pub const fn new(payload: Item) -> Self {
-        Self {
-            payload,
-            endpoint: String::new(),
-            request_id: String::new(),
-            timeout: Some(Duration::from_secs(600)),
-            item_timeout: Some(Duration::from_secs(60)),
-            metadata: Vec::new(),
-            traceparent: String::new(),
-            instance: String::new(),
-            single: false,
-        }
-    }
-}
 
 /// A call in progress. Dropping it cancels it.
 #[derive(Debug)]
@@ -74,18 +35,23 @@ pub struct Call {
     pub(super) router: Arc<Shared>,
     /// What every attempt sends; the link fills in what differs.
     pub(super) head: RequestHead,
-    payload: Bytes,
+    pub(super) payload: Bytes,
     timeout: Option<Duration>,
-    item_timeout: Option<Duration>,
+    pub(super) item_timeout: Option<Duration>,
     /// The instance that the caller named; empty for any.
     pub(super) instance: String,
-    began_ms: u64,
-    deadline_ms: u64,
+    pub(super) affinity: String,
+    pub(super) idempotent: bool,
+    pub(super) resumable: bool,
+    pub(super) began_ms: u64,
+    pub(super) deadline_ms: u64,
+    /// It continues another call, and keeps that one's beginning and deadline.
+    continues: bool,
     /// When the call last looked at the clock.
     now_ns: u64,
     state: State,
-    /// Instances that have refused; indices into the router's list.
-    pub(super) tried: Vec<usize>,
+    /// Instances that have refused or were lost.
+    pub(super) tried: Vec<Tried>,
     retries: u32,
     /// The router's number for the call, from its first poll on.
     number: Option<u64>,
@@ -105,18 +71,43 @@ enum State {
     Done,
 }
 
+/// A worker that a call does not go to again. Another one at the same address is another worker.
+#[derive(Debug)]
+pub(super) struct Tried {
+    instance: Arc<Instance>,
+    instance_id: Arc<str>,
+}
+
+impl Tried {
+    pub(super) fn is(&self, instance: &Arc<Instance>) -> bool {
+        Arc::ptr_eq(&self.instance, instance) && *self.instance_id == *instance.instance_id()
+    }
+}
+
 /// A request on its way. Dropping it kills its stream.
 #[derive(Debug)]
 struct Attempt {
-    index: usize,
     stream: Option<Arc<Stream>>,
     in_flight: Option<InFlight>,
+    instance: Arc<Instance>,
     instance_id: Arc<str>,
     began_ns: u64,
+    /// It shows whether an instance that was ejected is back.
+    is_trial: bool,
+}
+
+impl Attempt {
+    /// The worker has answered.
+    fn end_trial(&mut self, answered: bool) {
+        if std::mem::take(&mut self.is_trial) {
+            self.instance.end_trial(answered);
+        }
+    }
 }
 
 impl Drop for Attempt {
     fn drop(&mut self) {
+        self.end_trial(false);
         if let Some(stream) = self.stream.take() {
             stream.kill(KillReason::Cancelled, Ending::Closed);
         }
@@ -127,11 +118,7 @@ impl Future for Call {
     type Output = Result<ResponseStream, CallError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let result = self.drive(cx);
-        if result.is_ready() {
-            self.state = State::Done;
-        }
-        result
+        self.poll_open(cx)
     }
 }
 
@@ -156,8 +143,12 @@ impl Call {
             timeout: options.timeout,
             item_timeout: options.item_timeout,
             instance: options.instance,
+            affinity: options.affinity,
+            idempotent: options.idempotent,
+            resumable: options.resumable,
             began_ms: 0,
             deadline_ms: NEVER,
+            continues: false,
             now_ns: 0,
             state,
             tried: Vec::new(),
@@ -165,6 +156,51 @@ impl Call {
             number: None,
             waits: false,
         }
+    }
+
+    /// The call that continues this one's stream with another request.
+    pub(super) fn continued(plan: &Plan, request: Item) -> Self {
+        let options = CallOptions {
+            item_timeout: plan.item_timeout,
+            instance: plan.instance.clone(),
+            affinity: plan.affinity.clone(),
+            idempotent: plan.idempotent,
+            resumable: plan.resumable,
+            ..CallOptions::new(request)
+        };
+        let mut call = Self::new(Arc::clone(&plan.router), options);
+        let encoding = call.head.encoding;
+        call.head = RequestHead { encoding, ..plan.head.clone() };
+        (call.began_ms, call.deadline_ms, call.continues) = (plan.began_ms, plan.deadline_ms, true);
+        call
+    }
+
+    /// What a second run takes, if this call permits one.
+    fn again(&self) -> Option<Box<Again>> {
+        if !self.idempotent && !self.resumable {
+            return None;
+        }
+        Some(Box::new(Again::new(Plan {
+            router: Arc::clone(&self.router),
+            head: self.head.clone(),
+            payload: self.payload.clone(),
+            item_timeout: self.item_timeout,
+            instance: self.instance.clone(),
+            affinity: self.affinity.clone(),
+            idempotent: self.idempotent,
+            resumable: self.resumable,
+            began_ms: self.began_ms,
+            deadline_ms: self.deadline_ms,
+        })))
+    }
+
+    /// As its `poll`; a call may be moved between polls.
+    pub fn poll_open(&mut self, cx: &Context<'_>) -> Poll<Result<ResponseStream, CallError>> {
+        let result = self.drive(cx);
+        if result.is_ready() {
+            self.state = State::Done;
+        }
+        result
     }
 
     fn drive(&mut self, cx: &Context<'_>) -> Poll<Result<ResponseStream, CallError>> {
@@ -197,11 +233,13 @@ impl Call {
     fn begin(&mut self) {
         // One look at the clock serves all that follows until the call waits.
         self.now_ns = now_ns();
-        self.began_ms = self.now_ns / NS_PER_MS;
-        self.deadline_ms = self.timeout.map_or(NEVER, |timeout| {
-            let timeout_ns = u64::try_from(timeout.as_nanos()).unwrap_or(NEVER);
-            self.now_ns.saturating_add(timeout_ns).div_ceil(NS_PER_MS)
-        });
+        if !self.continues {
+            self.began_ms = self.now_ns / NS_PER_MS;
+            self.deadline_ms = self.timeout.map_or(NEVER, |timeout| {
+                let timeout_ns = u64::try_from(timeout.as_nanos()).unwrap_or(NEVER);
+                self.now_ns.saturating_add(timeout_ns).div_ceil(NS_PER_MS)
+            });
+        }
         if self.head.request_id.is_empty() {
             self.head.request_id = random_id();
         }
@@ -212,8 +250,7 @@ impl Call {
 
     fn picking(&self) -> State {
         let wait_ms = duration_ms(Some(self.router.config.instance_timeout));
-        let now_ms = self.now_ns / NS_PER_MS;
-        State::Picking { until_ms: now_ms.saturating_add(wait_ms).min(self.deadline_ms), timer: false }
+        State::Picking { until_ms: self.now_ms().saturating_add(wait_ms).min(self.deadline_ms), timer: false }
     }
 
     fn fail<T>(&self, kind: CallErrorKind) -> Poll<Result<T, CallError>> {
@@ -265,15 +302,21 @@ impl Call {
             return self.fail(CallErrorKind::Closed);
         }
         let mut full = None;
-        while let Some((index, link)) = self.choose() {
-            match self.open(index, &link) {
+        loop {
+            let Candidate { instance, link } = match self.choose() {
+                Ok(Some(found)) => found,
+                Ok(None) => break,
+                Err(kind) => return self.fail(kind),
+            };
+            match self.open(&instance, &link) {
                 Ok(attempt) => return Poll::Ready(Ok(attempt)),
                 // It closed just now, so it is no choice any more; its next link will be.
                 Err(OpenError::Closed) => {}
                 Err(OpenError::TooManyStreams(limit)) => {
                     let detail = format!("its limit of {limit} streams per link is reached");
                     full = Some(CallErrorKind::Overloaded { retry_after: Duration::ZERO, detail });
-                    self.tried.push(index);
+                    let instance_id = Arc::clone(&link.peer().instance_id);
+                    self.tried.push(Tried { instance, instance_id });
                 }
                 Err(OpenError::Encode(error)) => return self.fail(encode_error(&error)),
             }
@@ -285,8 +328,11 @@ impl Call {
         Duration::from_millis(now_ms().saturating_sub(self.began_ms))
     }
 
-    fn open(&mut self, index: usize, link: &Arc<Link>) -> Result<Attempt, OpenError> {
-        let instance = self.router.instances.get(index).ok_or(OpenError::Closed)?;
+    pub(super) const fn now_ms(&self) -> u64 {
+        self.now_ns / NS_PER_MS
+    }
+
+    fn open(&mut self, instance: &Arc<Instance>, link: &Arc<Link>) -> Result<Attempt, OpenError> {
         let left_ms = self.deadline_ms.saturating_sub(self.now_ns / NS_PER_MS);
         self.head.deadline_us = (self.deadline_ms != NEVER).then(|| left_ms.max(1).saturating_mul(1_000));
         let timing = Timing {
@@ -298,11 +344,12 @@ impl Call {
         let payload = self.payload.clone();
         let stream = link.open(Outgoing { head: &mut self.head, payload, timing, now_ns: began_ns })?;
         Ok(Attempt {
-            index,
             stream: Some(stream),
             in_flight: Some(InFlight::new(instance)),
+            instance: Arc::clone(instance),
             instance_id: Arc::clone(&link.peer().instance_id),
             began_ns,
+            is_trial: instance.begin_trial(began_ns / NS_PER_MS),
         })
     }
 
@@ -313,10 +360,12 @@ impl Call {
         let (Some(stream), Some(in_flight)) = (attempt.stream.take(), attempt.in_flight.take()) else {
             return self.fail(CallErrorKind::Closed);
         };
+        attempt.end_trial(true);
         let instance_id = Arc::clone(&attempt.instance_id);
         let began_ns = attempt.began_ns;
+        let again = self.again();
         let request_id = std::mem::take(&mut self.head.request_id);
-        let response = ResponseStream::new(stream, in_flight, request_id, instance_id, self.began_ms);
+        let response = ResponseStream::new(stream, in_flight, request_id, instance_id, self.began_ms, again);
         response.observe_open(began_ns, now_ns());
         Poll::Ready(Ok(response))
     }
@@ -324,49 +373,60 @@ impl Call {
     /// The attempt ended without a stream: the caller's error, or `None` when another attempt follows.
     fn ended(&mut self, ending: Ending) -> Option<CallError> {
         let State::Sent(attempt) = &mut self.state else { return None };
-        let (index, instance_id) = (attempt.index, attempt.instance_id.to_string());
+        let (instance, instance_id) = (Arc::clone(&attempt.instance), Arc::clone(&attempt.instance_id));
         let stream = attempt.stream.take()?;
-        let elsewhere = match &ending {
+        let is_lost = matches!(ending, Ending::Lost { .. });
+        if !is_lost {
+            // Whatever it answered, it is there.
+            attempt.end_trial(true);
+            instance.ended_well();
+        }
+        let may_go_on = match &ending {
             Ending::Rejected(reject) => matches!(
                 reject.reason,
                 RejectReason::Overloaded | RejectReason::Draining | RejectReason::NoSuchEndpoint
             ),
-            Ending::Lost { maybe_executed, .. } => !maybe_executed,
+            Ending::Lost { maybe_executed, .. } => !maybe_executed || self.idempotent || self.resumable,
             _ => false,
         };
-        if elsewhere && self.retries < self.router.config.retries && now_ms() < self.deadline_ms {
-            // An overloaded instance is not asked twice; a lost or draining one may come back.
-            self.tried.push(index);
-            let another = self.router.instances.iter().enumerate().any(|(other, instance)| {
-                !self.tried.contains(&other)
-                    && self.may_use(instance)
-                    && instance.link_for(&self.head.endpoint).is_some()
-            });
-            let lost = matches!(ending, Ending::Lost { .. });
-            if lost {
+        let mut untried = "";
+        if may_go_on && self.retries < self.router.config.retries && now_ms() < self.deadline_ms {
+            let another = self.avoid(Tried { instance, instance_id: Arc::clone(&instance_id) });
+            if is_lost && !another {
+                // With no other there is, the same one may do once it is connected again.
                 self.tried.pop();
             }
-            if another || lost {
-                self.retries += 1;
-                self.now_ns = now_ns();
-                self.router.retries_total.fetch_add(1, Ordering::Relaxed);
-                self.state = self.picking();
-                return None;
+            if another || is_lost {
+                if self.router.may_retry() {
+                    self.retries += 1;
+                    self.now_ns = now_ns();
+                    self.state = self.picking();
+                    return None;
+                }
+                untried = "; the retry budget is used up";
             }
         }
         let phase = stream.phase();
         let kind = match ending {
-            Ending::Rejected(reject) => self.rejected(reject),
-            ending => kind_of(ending, &stream, self.began_ms),
+            Ending::Rejected(reject) => self.rejected(reject, untried),
+            ending => kind_of(ending, &stream, self.began_ms, untried),
         };
-        Some(self.error(kind, phase, Some(instance_id)))
+        Some(self.error(kind, phase, Some(instance_id.to_string())))
     }
 
-    fn rejected(&self, reject: Reject) -> CallErrorKind {
-        let Reject { reason, retry_after_ms, detail } = reject;
+    /// Goes elsewhere from now on; whether there is another that could take the call.
+    fn avoid(&mut self, tried: Tried) -> bool {
+        self.tried.push(tried);
+        let all = self.router.instances.all();
+        all.iter().any(|other| self.may_try(other) && other.link_for(&self.head.endpoint).is_some())
+    }
+
+    fn rejected(&self, reject: Reject, untried: &str) -> CallErrorKind {
+        let Reject { reason, retry_after_ms, mut detail } = reject;
         let retry_after = Duration::from_millis(u64::from(retry_after_ms));
         match reason {
             RejectReason::Overloaded | RejectReason::Draining => {
+                detail.push_str(untried);
                 CallErrorKind::Overloaded { retry_after, detail }
             }
             RejectReason::NoSuchEndpoint => {

@@ -5,47 +5,94 @@ use std::sync::Arc;
 use super::InstanceInfo;
 use super::call::Call;
 use super::instances::{ConnectFailure, Instance};
+use super::policy::Loads;
 use crate::error::CallErrorKind;
 use crate::link::Link;
 
+/// An instance that a call could go to.
+pub(super) struct Candidate {
+    pub(super) instance: Arc<Instance>,
+    pub(super) link: Arc<Link>,
+}
+
+impl Loads for Vec<Candidate> {
+    fn count(&self) -> usize {
+        self.len()
+    }
+
+    fn cost(&self, index: usize) -> f64 {
+        self.get(index).map_or(f64::MAX, |candidate| candidate.instance.cost())
+    }
+
+    fn in_flight(&self, index: usize) -> usize {
+        self.get(index).map_or(usize::MAX, |candidate| candidate.instance.in_flight())
+    }
+
+    fn seed(&self, index: usize) -> u64 {
+        self.get(index).map_or(0, |candidate| candidate.instance.seed())
+    }
+
+    fn info(&self, index: usize) -> InstanceInfo {
+        self.get(index).map(|candidate| candidate.instance.info()).unwrap_or_default()
+    }
+}
+
 impl Call {
-    pub(super) fn choose(&self) -> Option<(usize, Arc<Link>)> {
-        let instances = &self.router.instances;
-        if let [only] = instances.as_slice() {
-            let usable = self.tried.is_empty() && self.may_use(only);
-            return usable.then(|| only.link_for(&self.head.endpoint)).flatten().map(|link| (0, link));
+    /// Where the next attempt goes; `None` when nobody can take it now.
+    ///
+    /// # Errors
+    /// The policy picks none of them.
+    pub(super) fn choose(&self) -> Result<Option<Candidate>, CallErrorKind> {
+        if self.instance.is_empty() && self.router.picker.is_direct() {
+            let detail = "the policy is direct and the call names no instance=".to_owned();
+            return Err(CallErrorKind::Policy { detail });
         }
-        if let Some(found) = self.choose_of_two() {
-            return Some(found);
+        let all = self.router.instances.all();
+        if let [only] = &*all {
+            let usable = self.may_try(only);
+            let link = usable.then(|| only.link_for(&self.head.endpoint)).flatten();
+            return Ok(link.map(|link| Candidate { instance: Arc::clone(only), link }));
         }
-        let candidates: Vec<(usize, Arc<Link>)> = instances
-            .iter()
-            .enumerate()
-            .filter(|(index, instance)| !self.tried.contains(index) && self.may_use(instance))
-            .filter_map(|(index, instance)| Some((index, instance.link_for(&self.head.endpoint)?)))
-            .collect();
-        let cost = |at: usize| {
-            candidates
-                .get(at)
-                .and_then(|(index, _)| instances.get(*index))
-                .map_or(f64::MAX, |found| found.cost())
+        if let Some(found) = self.choose_of_two(&all) {
+            return Ok(Some(found));
+        }
+        let candidates = |link: &dyn Fn(&Instance) -> Option<Arc<Link>>| -> Vec<Candidate> {
+            all.iter()
+                .filter(|instance| self.may_try(instance))
+                .filter_map(|instance| {
+                    Some(Candidate { link: link(instance)?, instance: Arc::clone(instance) })
+                })
+                .collect()
         };
-        let picked = self.router.picker.pick(candidates.len(), cost)?;
-        candidates.into_iter().nth(picked)
+        let endpoint = &self.head.endpoint;
+        let mut found = candidates(&|instance| instance.sound_link_for(endpoint, self.now_ms()));
+        if found.is_empty() {
+            // Better one that was ejected than none.
+            found = candidates(&|instance| instance.link_for(endpoint));
+        }
+        let picked = self.router.picker.pick(&found, &self.affinity);
+        let picked = picked.map_err(|detail| CallErrorKind::Policy { detail })?;
+        Ok(picked.map(|index| found.swap_remove(index)))
     }
 
     /// The better of two drawn at random, if both can be used: then nobody has to look at all the others.
-    fn choose_of_two(&self) -> Option<(usize, Arc<Link>)> {
-        if !self.tried.is_empty() || !self.instance.is_empty() {
+    fn choose_of_two(&self, all: &[Arc<Instance>]) -> Option<Candidate> {
+        if !self.tried.is_empty() || !self.instance.is_empty() || !self.affinity.is_empty() {
             return None;
         }
-        let (first, second) = self.router.picker.draw(self.router.instances.len())?;
+        let (first, second) = self.router.picker.draw(all.len())?;
         let find = |index: usize| {
-            let instance = self.router.instances.get(index)?;
-            Some((instance.link_for(&self.head.endpoint)?, instance.cost()))
+            let instance = all.get(index)?;
+            Some((instance, instance.sound_link_for(&self.head.endpoint, self.now_ms())?, instance.cost()))
         };
-        let ((link, cost), (other, other_cost)) = (find(first)?, find(second)?);
-        Some(if other_cost < cost { (second, other) } else { (first, link) })
+        let ((first, link, cost), (second, other, other_cost)) = (find(first)?, find(second)?);
+        let (instance, link) = if other_cost < cost { (second, other) } else { (first, link) };
+        Some(Candidate { instance: Arc::clone(instance), link })
+    }
+
+    /// Whether a call may go to this instance, and has not been there.
+    pub(super) fn may_try(&self, instance: &Arc<Instance>) -> bool {
+        self.may_use(instance) && self.tried.iter().all(|tried| !tried.is(instance))
     }
 
     pub(super) fn may_use(&self, instance: &Instance) -> bool {
@@ -54,9 +101,20 @@ impl Call {
 
     /// Why waiting cannot help, if it cannot: every instance is known and none will ever do.
     pub(super) fn hopeless(&self) -> Option<CallErrorKind> {
-        let instances = || self.router.instances.iter().filter(|instance| self.may_use(instance));
+        if !self.router.instances.is_complete() {
+            return None;
+        }
+        let all = self.router.instances.all();
         let mut refused = None;
-        for instance in instances() {
+        for instance in all.iter().filter(|instance| self.may_use(instance)) {
+            if instance.is_removed() {
+                if self.instance.is_empty() {
+                    continue;
+                }
+                // Whoever names an instance learns at once that it is no longer there.
+                let reason = format!("instance {} is no longer listed", self.instance);
+                return Some(CallErrorKind::NoInstances { waited: self.elapsed(), reason });
+            }
             match instance.failure() {
                 Some(ConnectFailure::Authentication(detail)) => {
                     refused = Some(CallErrorKind::Authentication { detail });
@@ -78,8 +136,8 @@ impl Call {
     }
 
     fn no_endpoint(&self) -> CallErrorKind {
-        let mut available: Vec<String> =
-            self.router.instances.iter().flat_map(|instance| instance.endpoints()).collect();
+        let all = self.router.instances.all();
+        let mut available: Vec<String> = all.iter().flat_map(|instance| instance.endpoints()).collect();
         available.sort();
         available.dedup();
         CallErrorKind::NoSuchEndpoint { endpoint: self.head.endpoint.clone(), available }
@@ -87,9 +145,11 @@ impl Call {
 
     pub(super) fn no_instance(&self) -> CallErrorKind {
         let waited = self.elapsed();
-        let infos: Vec<_> = self.router.instances.iter().map(|instance| instance.info()).collect();
+        let infos: Vec<_> = self.router.instances.all().iter().map(|instance| instance.info()).collect();
         if infos.is_empty() {
-            return CallErrorKind::NoInstances { waited, reason: "the router has no targets".to_owned() };
+            let places: Vec<_> = self.router.places.iter().map(|place| place.place()).collect();
+            let reason = format!("none is listed in {}", places.join(", "));
+            return CallErrorKind::NoInstances { waited, reason };
         }
         if !self.instance.is_empty() && !infos.iter().any(|info| self.names(info)) {
             let known: Vec<_> = infos.iter().map(|info| info.instance_id.as_str()).collect();

@@ -1,17 +1,19 @@
-//! One worker as a router knows it: connecting, up, draining or down, and how busy it is.
+//! One worker as a router knows it: connecting, up, draining or down, ejected, tombstoned, and how busy it is.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use headrace_wire::body::{RequestHead, Status};
+use headrace_wire::body::{GoawayReason, RequestHead, Status};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::Shared;
+use super::ejection::{Ejection, Standing};
+use super::{Shared, affinity};
 use crate::address::Address;
-use crate::clock::now_ns;
+use crate::clock::{now_ms, now_ns};
+use crate::discovery::Listing;
 use crate::link::{Greeting, HandshakeError, Link, Owner, Peer, connect};
 
 /// First and longest pause between attempts to connect, and how it grows: gRPC's shape, at local scale.
@@ -22,24 +24,32 @@ const PAUSE_JITTER: f64 = 0.2;
 /// A link that lived this long was a success: the next attempt comes at once, with the first pause again. One
 /// that did not counts as a failure, or a worker that greets and hangs up would be called without a pause.
 const SETTLED: Duration = Duration::from_secs(1);
+/// How often it is looked whether the last stream of an instance that is gone has ended.
+const PARTING_TICK: Duration = Duration::from_millis(50);
 
 /// Time constant of the peak-sensitive latency average.
 const LATENCY_DECAY_NS: f64 = 10e9;
 
 /// Where an instance stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum InstanceState {
     /// Not connected: the first attempt is under way, or the last one failed.
+    #[default]
     Down,
     /// Takes requests.
     Up,
     /// Connected, but takes no new requests.
     Draining,
+    /// Connected, but its link was lost under calls too often lately: taken only if there is no other, until a
+    /// call that is sent there on trial is answered.
+    Ejected,
+    /// No longer listed by discovery. Its streams end as they will, new calls do not go there.
+    Tombstoned,
 }
 
 /// What is known of an instance.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct InstanceInfo {
     /// Where it is.
@@ -75,6 +85,16 @@ impl ConnectFailure {
     }
 }
 
+/// Whether discovery lists an instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Listed {
+    Yes,
+    /// Not at the moment.
+    Removed,
+    /// Not for so long that the router has forgotten it.
+    Gone,
+}
+
 #[derive(Debug, Default)]
 struct State {
     link: Option<Arc<Link>>,
@@ -82,26 +102,63 @@ struct State {
     ready: bool,
     endpoints: Vec<String>,
     failure: Option<ConnectFailure>,
+    ejection: Ejection,
+    removed: bool,
 }
 
 /// One worker.
 #[derive(Debug)]
 pub(crate) struct Instance {
     address: Address,
+    /// What hashing by affinity knows it by.
+    seed: u64,
     state: Mutex<State>,
+    listed: watch::Sender<Listed>,
     in_flight: AtomicUsize,
+    /// Whether losses are remembered, so that a stream that ends well need not look.
+    marked: AtomicBool,
     /// Peak-sensitive moving average of the time to PROLOGUE, in nanoseconds, and when it was updated.
     latency: Mutex<(f64, u64)>,
 }
 
 impl Instance {
-    pub(super) fn new(address: Address) -> Self {
+    pub(super) fn new(listing: &Listing) -> Self {
+        let Listing { address, instance_id, endpoints } = listing.clone();
         Self {
+            seed: affinity::seed(&address.to_string()),
             address,
-            state: Mutex::new(State::default()),
+            state: Mutex::new(State { instance_id, endpoints, ..State::default() }),
+            listed: watch::Sender::new(Listed::Yes),
             in_flight: AtomicUsize::new(0),
+            marked: AtomicBool::new(false),
             latency: Mutex::new((0.0, 0)),
         }
+    }
+
+    pub(super) const fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    pub(super) fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn instance_id(&self) -> String {
+        self.state.lock().instance_id.clone()
+    }
+
+    pub(super) fn is_removed(&self) -> bool {
+        self.state.lock().removed
+    }
+
+    pub(super) fn set_removed(&self, removed: bool) {
+        self.state.lock().removed = removed;
+        self.listed.send_replace(if removed { Listed::Removed } else { Listed::Yes });
+    }
+
+    /// Discovery has not listed it for so long that its link is closed once its last stream has ended.
+    pub(super) fn set_gone(&self) {
+        self.listed.send_replace(Listed::Gone);
     }
 
     pub(super) const fn address(&self) -> &Address {
@@ -114,17 +171,53 @@ impl Instance {
 
     pub(super) fn is_up(&self) -> bool {
         let state = self.state.lock();
-        state.link.is_some() && state.ready
+        state.link.as_ref().is_some_and(|link| !link.is_closed()) && state.ready && !state.removed
     }
 
     /// The link, if the instance takes requests for `endpoint`; an empty one means its only one.
     pub(super) fn link_for(&self, endpoint: &str) -> Option<Arc<Link>> {
+        self.state.lock().link_for(endpoint).cloned()
+    }
+
+    /// As [`Self::link_for`], unless the instance is ejected.
+    pub(super) fn sound_link_for(&self, endpoint: &str, now_ms: u64) -> Option<Arc<Link>> {
         let state = self.state.lock();
-        let serves = match endpoint {
-            "" => state.endpoints.len() == 1,
-            named => state.endpoints.iter().any(|known| known == named),
-        };
-        state.link.clone().filter(|link| state.ready && serves && !link.is_closed())
+        let sound = state.ejection.standing(now_ms) != Standing::Out;
+        state.link_for(endpoint).filter(|_| sound).cloned()
+    }
+
+    /// Begins the trial of an instance that was ejected, if it is time for one and none is under way.
+    pub(super) fn begin_trial(&self, now_ms: u64) -> bool {
+        if !self.marked.load(Ordering::Relaxed) {
+            return false;
+        }
+        let mut state = self.state.lock();
+        state.ejection.standing(now_ms) == Standing::Probe && state.ejection.probe()
+    }
+
+    /// A trial ended: with an answer, or given up before one.
+    pub(super) fn end_trial(&self, answered: bool) {
+        let mut state = self.state.lock();
+        if answered {
+            state.ejection.answered();
+        } else {
+            state.ejection.probe_dropped();
+        }
+    }
+
+    /// A stream from there ended otherwise than by a loss.
+    pub(super) fn ended_well(&self) {
+        if self.marked.load(Ordering::Relaxed) {
+            let mut state = self.state.lock();
+            state.ejection.ended_well();
+            self.marked.store(!state.ejection.is_clean(), Ordering::Relaxed);
+        }
+    }
+
+    /// The link was lost with calls on it. True when that ejects the instance.
+    fn lost(&self) -> bool {
+        self.marked.store(true, Ordering::Relaxed);
+        self.state.lock().ejection.lost(now_ms())
     }
 
     pub(super) fn endpoints(&self) -> Vec<String> {
@@ -146,9 +239,11 @@ impl Instance {
             address: self.address.to_string(),
             instance_id: state.instance_id.clone(),
             state: match (&state.link, state.ready) {
+                _ if state.removed => InstanceState::Tombstoned,
                 (None, _) => InstanceState::Down,
-                (Some(_), true) => InstanceState::Up,
                 (Some(_), false) => InstanceState::Draining,
+                _ if state.ejection.standing(now_ms()) != Standing::In => InstanceState::Ejected,
+                (Some(_), true) => InstanceState::Up,
             },
             endpoints: state.endpoints.clone(),
             in_flight: self.in_flight.load(Ordering::Relaxed),
@@ -196,6 +291,16 @@ impl Instance {
     }
 }
 
+impl State {
+    fn link_for(&self, endpoint: &str) -> Option<&Arc<Link>> {
+        let serves = match endpoint {
+            "" => self.endpoints.len() == 1,
+            named => self.endpoints.iter().any(|known| known == named),
+        };
+        self.link.as_ref().filter(|link| self.ready && serves && !self.removed && !link.is_closed())
+    }
+}
+
 /// A call in flight at an instance; counts until dropped.
 #[derive(Debug)]
 pub(super) struct InFlight(Arc<Instance>);
@@ -206,7 +311,7 @@ impl InFlight {
         Self(Arc::clone(instance))
     }
 
-    pub(super) fn instance(&self) -> &Instance {
+    pub(super) const fn instance(&self) -> &Arc<Instance> {
         &self.0
     }
 }
@@ -222,6 +327,8 @@ impl Drop for InFlight {
 struct Session {
     instance: Arc<Instance>,
     router: Weak<Shared>,
+    /// The worker has said that it takes no more requests: that its link ends then is no loss.
+    parted: AtomicBool,
 }
 
 impl Session {
@@ -246,36 +353,59 @@ impl Owner for Session {
     }
 
     fn on_goaway(&self) {
+        self.parted.store(true, Ordering::Relaxed);
         self.instance.state.lock().ready = false;
         self.changed();
     }
 
-    fn on_closed(&self, reason: &str) {
+    fn on_closed(&self, reason: &str, lost: usize) {
+        let under_calls = lost > 0 && !self.parted.load(Ordering::Relaxed);
+        if under_calls && self.instance.lost() {
+            tracing::warn!(address = %self.instance.address, "this worker keeps losing calls and is ejected");
+        }
         self.instance.set_down(ConnectFailure::Unreachable(reason.to_owned()));
         self.changed();
     }
 }
 
-/// Connects, and again whenever the link is lost, until the router closes. The task does not keep the router
-/// alive: what it needs of it is taken anew each round.
+/// Connects, and again whenever the link is lost, until the router closes or has forgotten the instance. The
+/// task does not keep the router alive: what it needs of it is taken anew each round.
 pub(super) async fn keep_connected(
     instance: Arc<Instance>,
     router: Weak<Shared>,
     mut closing: watch::Receiver<bool>,
 ) {
+    let mut listed = instance.listed.subscribe();
     let mut pause = PAUSE_FIRST;
     loop {
+        tokio::select! {
+            listed = listed.wait_for(|&listed| listed != Listed::Removed) => {
+                if listed.is_ok_and(|listed| *listed == Listed::Gone) {
+                    return;
+                }
+            }
+            _ = closing.wait_for(|&closed| closed) => return,
+        }
         let Some(shared) = router.upgrade() else { return };
         let connected = tokio::select! {
             connected = connect(&instance.address, &shared.local, shared.config.insecure) => connected,
             _ = closing.wait_for(|&closed| closed) => return,
+            _ = listed.wait_for(|&listed| listed != Listed::Yes) => continue,
         };
         match connected {
             Ok(greeting) => {
-                let mut closed = start_link(&instance, &shared, greeting).closed();
+                let link = start_link(&instance, &shared, greeting);
                 drop(shared);
                 let since = Instant::now();
-                closed.wait().await;
+                let mut closed = link.closed();
+                let gone = tokio::select! {
+                    () = closed.wait() => false,
+                    _ = listed.wait_for(|&listed| listed == Listed::Gone) => true,
+                };
+                if gone {
+                    return part(&link, closing).await;
+                }
+                drop(link);
                 if since.elapsed() >= SETTLED {
                     pause = PAUSE_FIRST;
                     continue;
@@ -292,13 +422,29 @@ pub(super) async fn keep_connected(
         tokio::select! {
             () = tokio::time::sleep(pause.mul_f64(jitter)) => {}
             _ = closing.wait_for(|&closed| closed) => return,
+            _ = listed.wait_for(|&listed| listed != Listed::Yes) => {}
         }
         pause = pause.mul_f64(PAUSE_GROWTH).min(PAUSE_MAX);
     }
 }
 
+/// Closes the link to an instance that is gone, when its last stream has ended.
+async fn part(link: &Arc<Link>, mut closing: watch::Receiver<bool>) {
+    while link.streams() > 0 && !link.is_closed() {
+        tokio::select! {
+            () = tokio::time::sleep(PARTING_TICK) => {}
+            _ = closing.wait_for(|&closed| closed) => return,
+        }
+    }
+    link.close_with(GoawayReason::Closed, "the worker is no longer listed");
+}
+
 fn start_link(instance: &Arc<Instance>, shared: &Arc<Shared>, greeting: Greeting) -> Arc<Link> {
-    let session = Arc::new(Session { instance: Arc::clone(instance), router: Arc::downgrade(shared) });
+    let session = Arc::new(Session {
+        instance: Arc::clone(instance),
+        router: Arc::downgrade(shared),
+        parted: AtomicBool::new(false),
+    });
     instance.greeted(greeting.peer());
     let driver = Arc::clone(&shared.driver);
     let link =

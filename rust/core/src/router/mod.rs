@@ -2,21 +2,29 @@
 //!
 //! | file | what lives there |
 //! |---|---|
-//! | [`instances`] | one worker: its link, its state, reconnecting |
-//! | [`policy`] | picking one of several |
-//! | [`call`], [`choice`] | one call, from request to stream, with its attempts; where each goes |
-//! | [`response`] | the stream that a caller reads |
+//! | [`set`] | which workers there are, by what discovery lists |
+//! | [`instances`], [`ejection`] | one worker: its link, its state, reconnecting; keeping it out of the choice |
+//! | [`policy`], [`affinity`] | picking one of several; the same one for calls that belong together |
+//! | [`retry`] | how many further attempts there may be |
+//! | [`options`], [`call`], [`choice`] | one call, from request to stream, with its attempts; where each goes |
+//! | [`response`], [`again`] | the stream that a caller reads; its further runs after a loss |
 
+mod affinity;
+mod again;
 mod call;
 mod choice;
+mod ejection;
 mod instances;
+mod options;
 mod policy;
 mod response;
+mod retry;
+mod set;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::task::Waker;
 use std::time::Duration;
 
@@ -26,13 +34,20 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 
-pub use self::call::{Call, CallOptions};
-use self::instances::Instance;
+pub(crate) use self::affinity::seed as name_hash;
+pub use self::call::Call;
+
 pub use self::instances::{InstanceInfo, InstanceState};
+pub use self::options::CallOptions;
 use self::policy::Picker;
+pub use self::policy::{Choose, Policy};
 pub use self::response::{Ready, ResponseStream};
+use self::retry::RetryBudget;
+use self::set::{InstanceSet, TOMBSTONE_MS};
 use crate::address::Address;
+use crate::clock::now_ms;
 use crate::config::RouterConfig;
+use crate::discovery::{Discovery, Fixed, Found, Listing};
 use crate::error::StartError;
 use crate::link::{Driver, Local, Ticker};
 
@@ -56,8 +71,10 @@ pub struct RouterStats {
 pub(crate) struct Shared {
     config: RouterConfig,
     local: Local,
-    instances: Vec<Arc<Instance>>,
+    instances: InstanceSet,
+    places: Vec<Arc<dyn Discovery>>,
     picker: Picker,
+    budget: Mutex<RetryBudget>,
     runtime: Handle,
     driver: Arc<dyn Driver>,
     ticker: Ticker,
@@ -89,7 +106,9 @@ impl Drop for Ownership {
 
 impl fmt::Debug for Router {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Router").field("instances", &self.shared().instances.len()).finish_non_exhaustive()
+        f.debug_struct("Router")
+            .field("instances", &self.shared().instances.all().len())
+            .finish_non_exhaustive()
     }
 }
 
@@ -104,13 +123,26 @@ impl Router {
         runtime: Handle,
         driver: Arc<dyn Driver>,
     ) -> Result<Self, StartError> {
+        Self::discovering(vec![Arc::new(Fixed::new(targets))], config, runtime, driver)
+    }
+
+    /// A router to all workers that `places` list, now and later.
+    ///
+    /// # Errors
+    /// A setting cannot be used, or an address that a place lists already.
+    pub fn discovering(
+        places: Vec<Arc<dyn Discovery>>,
+        config: RouterConfig,
+        runtime: Handle,
+        driver: Arc<dyn Driver>,
+    ) -> Result<Self, StartError> {
         config.check()?;
-        let mut instances: Vec<Arc<Instance>> = Vec::new();
-        for target in targets {
-            target.check(config.insecure)?;
-            if instances.iter().all(|known| known.address() != target) {
-                instances.push(Arc::new(Instance::new(target.clone())));
-            }
+        let mut lists: Vec<_> = places.iter().map(|place| place.watch(&runtime)).collect();
+        for list in &lists {
+            list.borrow()
+                .iter()
+                .flat_map(|found| found.iter())
+                .try_for_each(|listing| listing.address.check(config.insecure))?;
         }
         let local = Local {
             role: Role::Router,
@@ -124,10 +156,12 @@ impl Router {
             stream_window: config.stream_window,
         };
         let shared = Arc::new(Shared {
-            picker: Picker::new(config.policy),
+            picker: Picker::new(config.policy.clone()),
             config,
             local,
-            instances,
+            instances: InstanceSet::new(places.len()),
+            places,
+            budget: Mutex::new(RetryBudget::new(now_ms())),
             ticker: Ticker::new(runtime.clone()),
             runtime,
             driver,
@@ -139,10 +173,14 @@ impl Router {
             calls_total: AtomicU64::new(0),
             retries_total: AtomicU64::new(0),
         });
-        for instance in &shared.instances {
+        for (place, list) in lists.iter_mut().enumerate() {
+            if let Some(now) = list.borrow_and_update().clone() {
+                shared.update(place, now);
+            }
+        }
+        for (place, list) in lists.into_iter().enumerate() {
             let closing = shared.close_signal.subscribe();
-            let router = Arc::downgrade(&shared);
-            shared.runtime.spawn(instances::keep_connected(Arc::clone(instance), router, closing));
+            shared.runtime.spawn(follow(Arc::downgrade(&shared), place, list, closing));
         }
         Ok(Self { owner: Arc::new(Ownership(shared)) })
     }
@@ -166,7 +204,7 @@ impl Router {
     /// What is known of each worker.
     #[must_use]
     pub fn instances(&self) -> Vec<InstanceInfo> {
-        self.shared().instances.iter().map(|instance| instance.info()).collect()
+        self.shared().instances.all().iter().map(|instance| instance.info()).collect()
     }
 
     /// Waits until `count` instances take requests; false when they did not within `timeout`.
@@ -174,7 +212,8 @@ impl Router {
         let enough = async {
             loop {
                 let changed = self.shared().changed.notified();
-                if self.shared().instances.iter().filter(|instance| instance.is_up()).count() >= count {
+                let all = self.shared().instances.all();
+                if all.iter().filter(|instance| instance.is_up()).count() >= count {
                     return;
                 }
                 changed.await;
@@ -187,7 +226,7 @@ impl Router {
     #[must_use]
     pub fn stats(&self) -> RouterStats {
         let shared = self.shared();
-        let links: Vec<_> = shared.instances.iter().filter_map(|instance| instance.link()).collect();
+        let links: Vec<_> = shared.instances.all().iter().filter_map(|instance| instance.link()).collect();
         RouterStats {
             links: links.len(),
             streams: links.iter().map(|link| link.streams()).sum(),
@@ -204,8 +243,47 @@ impl Router {
 }
 
 impl Shared {
+    /// Takes one further attempt out of the budget.
+    fn may_retry(&self) -> bool {
+        let allowed = self.budget.lock().take(now_ms(), self.calls_total.load(Ordering::Relaxed));
+        if allowed {
+            self.retries_total.fetch_add(1, Ordering::Relaxed);
+        }
+        allowed
+    }
+
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)
+    }
+
+    /// Takes what a place lists now: connects to what is new, and forgets in a while what is gone.
+    fn update(self: &Arc<Self>, place: usize, mut list: Arc<[Listing]>) {
+        let usable = |listing: &Listing| listing.address.check(self.config.insecure);
+        if let Some(refused) = list.iter().find_map(|listing| usable(listing).err()) {
+            tracing::warn!("a worker that is listed is not used: {refused}");
+            list = list.iter().filter(|listing| usable(listing).is_ok()).cloned().collect();
+        }
+        let was_complete = self.instances.is_complete();
+        let changes = self.instances.update(place, list);
+        if was_complete && changes.is_nothing() {
+            return;
+        }
+        for instance in changes.added {
+            let closing = self.close_signal.subscribe();
+            self.runtime.spawn(instances::keep_connected(instance, Arc::downgrade(self), closing));
+        }
+        for instance in changes.removed {
+            let router = Arc::downgrade(self);
+            self.runtime.spawn(async move {
+                tokio::time::sleep(Duration::from_millis(TOMBSTONE_MS)).await;
+                if let Some(router) = router.upgrade()
+                    && router.instances.forget(&instance)
+                {
+                    router.changed();
+                }
+            });
+        }
+        self.changed();
     }
 
     fn close(&self) {
@@ -213,7 +291,7 @@ impl Shared {
             return;
         }
         self.close_signal.send_replace(true);
-        for instance in &self.instances {
+        for instance in self.instances.all().iter() {
             if let Some(link) = instance.link() {
                 link.close_with(GoawayReason::Closed, "the router was closed");
             }
@@ -245,5 +323,25 @@ impl Shared {
             let waker = router.upgrade().and_then(|router| router.waiters.lock().remove(&call));
             waker.into_iter().for_each(Waker::wake);
         });
+    }
+}
+
+/// Brings every change of a place's list to the router, until that closes.
+async fn follow(
+    router: Weak<Shared>,
+    place: usize,
+    mut list: watch::Receiver<Found>,
+    mut closing: watch::Receiver<bool>,
+) {
+    loop {
+        tokio::select! {
+            changed = list.changed() => if changed.is_err() { return },
+            _ = closing.wait_for(|&closed| closed) => return,
+        }
+        let Some(router) = router.upgrade() else { return };
+        let now = list.borrow_and_update().clone();
+        if let Some(now) = now {
+            router.update(place, now);
+        }
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use headrace_wire::body::{Fault, FaultCode, KillReason};
 use parking_lot::Mutex;
 
+use super::again::Again;
 use super::instances::InFlight;
 use crate::clock::{NEVER, now_ms};
 use crate::error::{CallError, CallErrorKind};
@@ -35,6 +36,8 @@ pub struct ResponseStream {
     request_id: String,
     instance_id: Arc<str>,
     began_ms: u64,
+    /// For streams that may be continued when they are lost.
+    pub(super) again: Option<Box<Again>>,
 }
 
 impl ResponseStream {
@@ -44,8 +47,9 @@ impl ResponseStream {
         request_id: String,
         instance_id: Arc<str>,
         began_ms: u64,
+        again: Option<Box<Again>>,
     ) -> Self {
-        Self { stream, in_flight: Mutex::new(Some(in_flight)), request_id, instance_id, began_ms }
+        Self { stream, in_flight: Mutex::new(Some(in_flight)), request_id, instance_id, began_ms, again }
     }
 
     /// The call's request id.
@@ -54,33 +58,49 @@ impl ResponseStream {
         &self.request_id
     }
 
-    /// The worker that answers.
+    /// The worker that answers; after [`Self::resume`] the one that goes on.
     #[must_use]
     pub fn instance_id(&self) -> &str {
-        &self.instance_id
+        &self.last().instance_id
     }
 
     /// Whether the engine ended because it was asked to stop.
     #[must_use]
     pub fn stopped(&self) -> bool {
-        matches!(self.stream.ending(), Some(Ending::Clean { stopped: true }))
+        matches!(self.last().stream.ending(), Some(Ending::Clean { stopped: true }))
     }
 
     /// Takes what is there.
     #[must_use]
     pub fn try_next(&self) -> Ready {
-        self.found(self.stream.try_next())
+        match self.again.as_deref() {
+            None => self.try_own(),
+            Some(again) => again.try_next(self),
+        }
     }
 
     /// As [`Self::try_next`]; when nothing is there, registers the waker and is pending.
     pub fn poll_next(&self, cx: &Context<'_>) -> Poll<Ready> {
+        match self.again.as_deref() {
+            None => self.poll_own(cx),
+            Some(again) => again.poll_next(self, cx),
+        }
+    }
+
+    #[inline]
+    pub(super) fn try_own(&self) -> Ready {
+        self.found(self.stream.try_next())
+    }
+
+    #[inline]
+    pub(super) fn poll_own(&self, cx: &Context<'_>) -> Poll<Ready> {
         self.stream.poll_next(cx).map(|next| self.found(next))
     }
 
     /// The next item; `None` at the end.
     ///
     /// # Errors
-    /// The stream failed.
+    /// The stream failed. One that may be resumed can be, and read on: see [`Self::resume`].
     pub async fn next(&mut self) -> Option<Result<Item, CallError>> {
         match poll_fn(|cx| self.poll_next(cx)).await {
             Ready::Item(item) => Some(Ok(item)),
@@ -94,12 +114,19 @@ impl ResponseStream {
     /// # Errors
     /// The stream failed, or had no item or several.
     pub fn poll_single(&self, cx: &Context<'_>) -> Poll<Result<Item, CallError>> {
+        match self.again.as_deref() {
+            None => self.poll_own_single(cx),
+            Some(again) => again.poll_single(self, cx),
+        }
+    }
+
+    pub(super) fn poll_own_single(&self, cx: &Context<'_>) -> Poll<Result<Item, CallError>> {
         if self.stream.poll_ended(cx, 1).is_pending() {
             return Poll::Pending;
         }
-        Poll::Ready(match (self.try_next(), self.stream.is_ready()) {
+        Poll::Ready(match (self.try_own(), self.stream.is_ready()) {
             (Ready::Failed(error), _) => Err(error),
-            (Ready::Item(item), _) => match self.try_next() {
+            (Ready::Item(item), _) => match self.try_own() {
                 Ready::End => Ok(item),
                 Ready::Failed(error) => Err(error),
                 Ready::Item(_) | Ready::Pending => {
@@ -113,33 +140,63 @@ impl ResponseStream {
 
     /// Asks the engine to finish; what it still yields arrives, then the stream ends cleanly.
     pub fn stop(&self) {
-        self.stream.stop();
+        if let Some(again) = self.again.as_deref() {
+            again.stop();
+        }
+        self.last().stream.stop();
     }
 
     /// Ends the stream at once; unread items are dropped.
     pub fn kill(&self) {
-        self.stream.kill(KillReason::Cancelled, Ending::Closed);
-        self.landed();
-    }
-
-    fn landed(&self) {
-        drop(self.in_flight.lock().take());
-    }
-
-    fn found(&self, next: Next) -> Ready {
-        if matches!(next, Next::End(_)) {
-            self.landed();
+        if let Some(again) = self.again.as_deref() {
+            again.close();
         }
+        self.last().kill_own();
+    }
+
+    pub(super) fn kill_own(&self) {
+        self.stream.kill(KillReason::Cancelled, Ending::Closed);
+        self.landed(&Ending::Closed);
+    }
+
+    /// Asks this run's engine to finish.
+    pub(super) fn stop_own(&self) {
+        self.stream.stop();
+    }
+
+    /// The run that is read now: this one, or the last that continued it.
+    fn last(&self) -> &Self {
+        self.again.as_deref().and_then(Again::last).unwrap_or(self)
+    }
+
+    fn landed(&self, ending: &Ending) {
+        let in_flight = self.in_flight.lock().take();
+        if let Some(in_flight) = in_flight
+            && !matches!(ending, Ending::Lost { .. } | Ending::Closed)
+        {
+            in_flight.instance().ended_well();
+        }
+    }
+
+    #[inline]
+    fn found(&self, next: Next) -> Ready {
         match next {
             Next::Item(item) => Ready::Item(item),
             Next::Pending => Ready::Pending,
-            Next::End(Ending::Clean { .. } | Ending::Closed) => Ready::End,
-            Next::End(ending) => Ready::Failed(self.error(self.kind(ending))),
+            Next::End(ending) => self.ended(ending),
+        }
+    }
+
+    fn ended(&self, ending: Ending) -> Ready {
+        self.landed(&ending);
+        match ending {
+            Ending::Clean { .. } | Ending::Closed => Ready::End,
+            ending => Ready::Failed(self.error(self.kind(ending))),
         }
     }
 
     fn kind(&self, ending: Ending) -> CallErrorKind {
-        kind_of(ending, &self.stream, self.began_ms)
+        kind_of(ending, &self.stream, self.began_ms, "")
     }
 
     fn error(&self, kind: CallErrorKind) -> CallError {
@@ -176,8 +233,8 @@ fn item_too_large(fault: &Fault) -> CallErrorKind {
     }
 }
 
-/// An ending as the caller's error.
-pub(super) fn kind_of(ending: Ending, stream: &Stream, began_ms: u64) -> CallErrorKind {
+/// An ending as the caller's error; `untried` says why nobody else was asked, if somebody could have been.
+pub(super) fn kind_of(ending: Ending, stream: &Stream, began_ms: u64, untried: &str) -> CallErrorKind {
     let timing = stream.timing;
     let seconds = |ms: u64| if ms == NEVER { Duration::MAX } else { Duration::from_millis(ms) };
     let elapsed = Duration::from_millis(now_ms().saturating_sub(began_ms));
@@ -186,7 +243,7 @@ pub(super) fn kind_of(ending: Ending, stream: &Stream, began_ms: u64) -> CallErr
         Ending::ItemTimeout => CallErrorKind::ItemTimeout { timeout: seconds(timing.item_timeout_ms) },
         Ending::SlowConsumer => CallErrorKind::SlowConsumer { timeout: seconds(timing.slow_consumer_ms) },
         Ending::Lost { reason, maybe_executed } => {
-            CallErrorKind::Disconnected { reason: reason.to_string(), maybe_executed }
+            CallErrorKind::Disconnected { reason: format!("{reason}{untried}"), maybe_executed }
         }
         Ending::Fault(fault) => match fault.code {
             FaultCode::Deadline => CallErrorKind::DeadlineExceeded { elapsed },

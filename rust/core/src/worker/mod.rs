@@ -33,6 +33,7 @@ use crate::address::Address;
 use crate::budget::Claim;
 use crate::clock::{NEVER, after_ms};
 use crate::config::WorkerConfig;
+use crate::discovery::{Discovery, DiscoveryError, Listing, Registration};
 use crate::engine::{Engine, Request, Responder};
 use crate::error::StartError;
 use crate::link::Local;
@@ -77,6 +78,8 @@ pub(crate) struct Shared {
     /// Told whenever a place is freed or a link closes: drains wait for it.
     progress: Notify,
     closed: watch::Sender<bool>,
+    /// Where it is listed, as long as it takes requests.
+    listed: Mutex<Vec<Registration>>,
 }
 
 /// A listening worker. Closing it, or dropping the last handle, ends every stream.
@@ -130,6 +133,7 @@ impl Worker {
             rejected_total: AtomicU64::new(0),
             progress: Notify::new(),
             closed: watch::Sender::new(false),
+            listed: Mutex::new(Vec::new()),
             config,
         });
         let (listener, address) = Listener::bind(address, Arc::clone(&shared), runtime, driver).await?;
@@ -167,6 +171,30 @@ impl Worker {
             accepted_total: self.shared.accepted_total.load(Ordering::Relaxed),
             rejected_total: self.shared.rejected_total.load(Ordering::Relaxed),
         }
+    }
+
+    /// Lists the worker in `place`, until it drains or closes, or its process ends.
+    ///
+    /// # Errors
+    /// The place cannot be used; the worker serves all the same.
+    pub async fn list_in(&self, place: Arc<dyn Discovery>) -> Result<(), DiscoveryError> {
+        let listing = Listing {
+            address: self.address.clone(),
+            instance_id: self.shared.instance_id.clone(),
+            endpoints: self.shared.endpoints.clone(),
+        };
+        let name = place.place();
+        // Writing the entry may take a while, and the threads of the runtime serve links.
+        let registered = tokio::task::spawn_blocking(move || place.register(&listing)).await;
+        let registration = registered
+            .map_err(|lost| DiscoveryError::Io { place: name, source: std::io::Error::other(lost) })??;
+        let mut listed = self.shared.listed.lock();
+        listed.push(registration);
+        // Looked at with the list held, so that either this or the drain takes the entry away.
+        if self.shared.is_draining() {
+            listed.clear();
+        }
+        Ok(())
     }
 
     /// Takes no new requests, waits for those in flight up to `timeout` (`None`: the configured
@@ -264,6 +292,8 @@ impl Shared {
         if self.draining.swap(true, Ordering::AcqRel) {
             return;
         }
+        let listed = std::mem::take(&mut *self.listed.lock());
+        drop(listed);
         let status = self.status();
         let links = self.links.lock().clone();
         for link in links {
@@ -379,7 +409,7 @@ impl Owner for Session {
 
     fn on_goaway(&self) {}
 
-    fn on_closed(&self, reason: &str) {
+    fn on_closed(&self, reason: &str, _lost: usize) {
         tracing::debug!(instance = self.0.instance_id, reason, "a router's link closed");
         self.0.prune_links();
     }
