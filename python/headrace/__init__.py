@@ -1,6 +1,7 @@
 """Headrace: call a Python engine in another process from asyncio and read its answers as a stream."""
 
 from headrace._headrace import Call, Context, ResponseStream, UnaryCall, __version__
+from headrace._running import run
 from headrace.errors import (
     AuthenticationError,
     CannotConnect,
@@ -20,7 +21,7 @@ from headrace.errors import (
     VersionMismatch,
 )
 from headrace.router import Instance, Router
-from headrace.worker import Worker, run, serve
+from headrace.worker import Worker, serve
 
 __all__ = [
     "serve",

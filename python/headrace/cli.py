@@ -3,42 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 import headrace
-
-
-class UsageError(Exception):
-    """The command line cannot be followed; the message says why."""
-
-
-def load(name: str) -> Any:
-    """The object that ``"module:attribute"`` names.
-
-    Raises:
-        UsageError: there is no such module or attribute.
-    """
-    module_name, _, attribute = name.partition(":")
-    if not module_name or not attribute:
-        raise UsageError(f"{name!r} does not name an engine: write module:engine")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        found: Any = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not module_name.startswith(error.name):
-            raise
-        raise UsageError(f"there is no module {error.name!r} here or on sys.path") from None
-    for part in attribute.split("."):
-        try:
-            found = getattr(found, part)
-        except AttributeError:
-            raise UsageError(f"module {module_name!r} has no {attribute!r}") from None
-    return found
+from headrace._target import UsageError, loaded
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -76,17 +46,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _engines(names: Sequence[str]) -> Any:
-    engines: dict[str, Any] = {}
+def _engines(names: Sequence[str]) -> str | dict[str, str]:
+    if len(names) == 1 and "=" not in names[0]:
+        return names[0]
+    engines: dict[str, str] = {}
     for name in names:
         endpoint, equals, target = name.rpartition("=")
-        engine = load(target)
-        if not equals and len(names) == 1:
-            return engine
         endpoint = endpoint if equals else target.rpartition(":")[2]
         if endpoint in engines:
             raise UsageError(f"endpoint {endpoint!r} is given twice")
-        engines[endpoint] = engine
+        engines[endpoint] = target
     return engines
 
 
@@ -100,9 +69,16 @@ def _token(path: str | None) -> str | None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     options = _parser().parse_args(arguments)
+    # What is here can be served, however this program was found.
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        engines = loaded(_engines(options.engines))
+    except UsageError as error:
+        return _refused(error)
     try:
         headrace.run(
-            _engines(options.engines),
+            engines,
             options.address,
             namespace=options.namespace,
             concurrency=options.concurrency,
@@ -113,7 +89,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             expose_tracebacks=options.expose_tracebacks,
             insecure=options.insecure,
         )
-    except (UsageError, ValueError, TypeError, OSError) as error:
-        print(f"headrace: {error}", file=sys.stderr)
-        return 2
+    except (ValueError, TypeError, OSError) as error:
+        return _refused(error)
     return 0
+
+
+def _refused(error: Exception) -> int:
+    print(f"headrace: {error}", file=sys.stderr)
+    return 2

@@ -1,11 +1,8 @@
-"""Serving engines: ``serve`` for asyncio programs, ``run`` for a process of its own."""
+"""Serving engines on the running loop: ``serve``. `_running.py` has ``run``, which does nothing else."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import signal
-import sys
 import warnings
 from collections.abc import Callable, Generator, Mapping
 from types import TracebackType
@@ -210,57 +207,3 @@ def serve(
         return Worker(native, list(runners.values()))
 
     return Serving(begin)
-
-
-def run(engine: Any, address: str = "127.0.0.1:0", **settings: Any) -> None:
-    """Serve engines until SIGTERM or Ctrl-C, then drain and return. Blocks.
-
-    The first signal drains: new requests are refused, those in flight finish within ``drain_timeout``. A
-    second signal closes at once. Prints one line when the worker listens. Uses uvloop if it is installed.
-
-    Args:
-        engine: as for :func:`serve`.
-        address: as for :func:`serve`.
-        settings: every keyword of :func:`serve`.
-
-    Raises:
-        ValueError, TypeError, OSError: as :func:`serve`.
-    """
-    loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None
-    with contextlib.suppress(ModuleNotFoundError):
-        import uvloop
-
-        loop_factory = uvloop.new_event_loop
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(_serve_until_signalled(engine, address, settings))
-
-
-async def _serve_until_signalled(engine: Any, address: str, settings: dict[str, Any]) -> None:
-    loop = asyncio.get_running_loop()
-    first = asyncio.Event()
-    second = asyncio.Event()
-
-    def signalled() -> None:
-        (second if first.is_set() else first).set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, signalled)
-    async with serve(engine, address, **settings) as worker:
-        names = ", ".join(worker.endpoints)
-        print(
-            f"headrace: serving {names} on {worker.address} (instance {worker.instance_id}); "
-            "press Ctrl-C to drain and stop",
-            file=sys.stderr,
-            flush=True,
-        )
-        await first.wait()
-        running = worker.stats()["running"] + worker.stats()["queued"]
-        print(f"headrace: draining, {running} requests in flight", file=sys.stderr, flush=True)
-        drained = asyncio.ensure_future(worker.drain())
-        now = asyncio.ensure_future(second.wait())
-        await asyncio.wait((drained, now), return_when=asyncio.FIRST_COMPLETED)
-        for waiting in (drained, now):
-            waiting.cancel()
-        await asyncio.gather(drained, now, return_exceptions=True)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.remove_signal_handler(number)
