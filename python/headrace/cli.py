@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 import headrace
+from headrace._supervisor import WorkersFailed
 from headrace._target import UsageError, loaded
 
 
@@ -26,7 +27,15 @@ def _parser() -> argparse.ArgumentParser:
         metavar="[ENDPOINT=]MODULE:ENGINE",
         help="what to serve; the endpoint's name is the engine's unless given",
     )
-    serve.add_argument("--address", default="127.0.0.1:0", help="host:port or unix:/path")
+    serve.add_argument(
+        "--address",
+        default="127.0.0.1:0",
+        help="host:port or unix:/path; with several workers the first of as many ports, or unix:/path.0 and "
+        "so on",
+    )
+    serve.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="processes that serve, each at its own address"
+    )
     serve.add_argument("--namespace", default="default", help="routers of another one are refused")
     serve.add_argument("--concurrency", type=int, default=64, help="requests that run at once")
     serve.add_argument("--queue", type=int, default=64, help="requests that wait for a place")
@@ -73,13 +82,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        engines = loaded(_engines(options.engines))
+        engines = _engines(options.engines)
+        served = loaded(engines) if options.workers == 1 else engines
     except UsageError as error:
         return _refused(error)
     try:
         headrace.run(
-            engines,
+            served,
             options.address,
+            workers=options.workers,
             namespace=options.namespace,
             concurrency=options.concurrency,
             queue=options.queue,
@@ -91,6 +102,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     except (ValueError, TypeError, OSError) as error:
         return _refused(error)
+    except WorkersFailed:
+        # It was said when it happened.
+        return 1
     return 0
 
 
