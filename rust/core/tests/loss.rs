@@ -5,6 +5,9 @@
 
 mod support;
 
+use std::future::Future;
+use std::pin::pin;
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use headrace::wire::body::{Goaway, GoawayReason};
@@ -267,6 +270,34 @@ async fn a_restarted_worker_is_used_again_over_a_unix_socket() {
     let stream = guard("the call", router.call(options("1 1 clean"))).await.unwrap();
     assert_eq!(stream.instance_id(), second.instance_id());
     assert!(path.exists());
+}
+
+/// For an instant a lost instance still has its link, which is closed: a call made then must not be told that
+/// the worker lacks the endpoint.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_made_while_its_worker_is_being_lost_waits_for_the_next_one() {
+    let _turn = turn().await;
+    for _ in 0..50 {
+        let (listener, address) = listen().await;
+        let router =
+            router_to(&[&address], RouterConfig { instance_timeout: LONG, ..RouterConfig::default() });
+        let peer = Raw::worker(&listener).await;
+        assert!(router.wait_for_instances(1, LONG).await);
+        let calling = tokio::task::spawn_blocking(move || {
+            let mut cx = Context::from_waker(Waker::noop());
+            loop {
+                let mut call = pin!(router.call(options("x")));
+                match call.as_mut().poll(&mut cx) {
+                    Poll::Ready(ended) => return Some(ended.unwrap_err()),
+                    Poll::Pending if router.instances()[0].state == InstanceState::Down => return None,
+                    Poll::Pending => {}
+                }
+            }
+        });
+        peer.reset();
+        let failed = guard("the calls", calling).await.unwrap();
+        assert!(failed.is_none(), "{}", failed.unwrap());
+    }
 }
 
 /// A worker that greets and hangs up must not be called again without a pause.

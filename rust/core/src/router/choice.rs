@@ -123,9 +123,7 @@ impl Call {
                     refused = Some(CallErrorKind::VersionMismatch { detail });
                 }
                 Some(ConnectFailure::Unreachable(_)) | None => {
-                    let without_endpoint =
-                        instance.is_up() && instance.link_for(&self.head.endpoint).is_none();
-                    if !without_endpoint {
+                    if !instance.lacks(&self.head.endpoint) {
                         return None;
                     }
                     refused = Some(self.no_endpoint());

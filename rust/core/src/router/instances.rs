@@ -170,8 +170,7 @@ impl Instance {
     }
 
     pub(super) fn is_up(&self) -> bool {
-        let state = self.state.lock();
-        state.link.as_ref().is_some_and(|link| !link.is_closed()) && state.ready && !state.removed
+        self.state.lock().usable_link().is_some()
     }
 
     /// The link, if the instance takes requests for `endpoint`; an empty one means its only one.
@@ -218,6 +217,13 @@ impl Instance {
     fn lost(&self) -> bool {
         self.marked.store(true, Ordering::Relaxed);
         self.state.lock().ejection.lost(now_ms())
+    }
+
+    /// Whether the instance takes requests, but none for `endpoint`. One that is just being lost lacks
+    /// nothing: its next link may serve it.
+    pub(super) fn lacks(&self, endpoint: &str) -> bool {
+        let state = self.state.lock();
+        state.usable_link().is_some() && !state.serves(endpoint)
     }
 
     pub(super) fn endpoints(&self) -> Vec<String> {
@@ -293,11 +299,18 @@ impl Instance {
 
 impl State {
     fn link_for(&self, endpoint: &str) -> Option<&Arc<Link>> {
-        let serves = match endpoint {
+        self.usable_link().filter(|_| self.serves(endpoint))
+    }
+
+    fn usable_link(&self) -> Option<&Arc<Link>> {
+        self.link.as_ref().filter(|link| self.ready && !self.removed && !link.is_closed())
+    }
+
+    fn serves(&self, endpoint: &str) -> bool {
+        match endpoint {
             "" => self.endpoints.len() == 1,
             named => self.endpoints.iter().any(|known| known == named),
-        };
-        self.link.as_ref().filter(|link| self.ready && serves && !self.removed && !link.is_closed())
+        }
     }
 }
 
