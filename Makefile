@@ -74,9 +74,11 @@ test: test-rust test-python
 test-rust:
 	$(CARGO) test --profile fast --workspace --exclude headrace-py
 	$(CARGO) build --profile fast -p headrace --examples
+	$(CARGO) build --profile fast -p headrace-faults --bins
 
 test-python: $(STAMPS)/wheel-audit $(STAMPS)/test-packages test-rust
-	HEADRACE_RUST_EXAMPLES=$(CURDIR)/target/fast/examples $(BIN)/python -m pytest $(PYTEST_ARGS)
+	HEADRACE_RUST_EXAMPLES=$(CURDIR)/target/fast/examples \
+	HEADRACE_FAULTPROXY=$(CURDIR)/target/fast/faultproxy $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 check: $(STAMPS)/lint-packages $(STAMPS)/test-packages $(STAMPS)/wheel-audit
 	$(CARGO) fmt --all --check
