@@ -179,6 +179,40 @@ async def test_slices_change_nothing(slice_bytes):
             assert outcomes == ["complete", "complete", "cancelled", "complete"]
 
 
+async def test_a_reset_right_behind_bytes_is_noticed_at_once_though_the_loop_is_busy():
+    """uvloop calls the reader of a socket that has an error once more and never again, and that call finds the
+    bytes before the error. Only a loop that is idle between has the ticker read on for it.
+    """
+
+    async def endless(request):
+        while True:
+            yield 1
+            await asyncio.sleep(0)
+
+    async def counting(request):
+        for number in range(1000):
+            yield number
+            await asyncio.sleep(0.001)
+
+    async def read(router: hr.Router, endpoint: str) -> None:
+        async for _ in router.generate(None, endpoint=endpoint):
+            pass
+
+    engines = {"endless": endless, "counting": counting}
+    async with hr.serve(engines) as worker, hr.Router(worker.address) as other:
+        busy = asyncio.ensure_future(read(other, "endless"))
+        async with fault_proxy(worker.address, {"every": {"to_client": {"reset": 300}}}) as proxy:
+            for _ in range(10):
+                async with hr.Router(proxy.address, ping_interval=1, ping_timeout=1) as router:
+                    with pytest.raises(hr.Disconnected) as caught:
+                        await read(router, "counting")
+                    # Given up as silent, it would have kept its calls waiting for two seconds.
+                    assert "silent" not in caught.value.reason
+        busy.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await busy
+
+
 async def test_faults_drawn_from_seeds_resolve_every_call_and_run_none_twice():
     given = os.environ.get("HEADRACE_SEED")
     seeds = [int(given)] if given else list(range(48))

@@ -208,7 +208,8 @@ impl Link {
         Closed(self.closed.subscribe())
     }
 
-    pub(crate) fn is_closed(&self) -> bool {
+    /// Whether it has closed, or is closing.
+    pub fn is_closed(&self) -> bool {
         self.close_reason.get().is_some()
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use headrace::link::{Link, ReadOutcome};
 use pyo3::prelude::*;
 
-use super::hub::Hub;
+use super::hub::{Event, Hub};
 use super::loop_hub::LoopHub;
 use crate::ffi::ForkSafe;
 
@@ -47,6 +47,16 @@ impl LinkReader {
         }
         // Level-triggered: what a budgeted read left is reported again.
         self.hub.leave(py)
+    }
+}
+
+/// When a socket has an error, uvloop calls its reader a last time and lets go of it. That call may have found
+/// bytes that came before the error, and left the error; the link must be read on until it has found it too.
+impl Drop for LinkReader {
+    fn drop(&mut self) {
+        if !self.hub.is_abandoned() && !self.hub.is_closed() && !self.link.is_closed() {
+            self.hub.push(Event::Attach(Arc::clone(&self.link)));
+        }
     }
 }
 
