@@ -197,6 +197,17 @@ impl SendHalf {
         matches!(self.backlog.front(), Some(Waiting::Message(Message { is_request: true, .. })))
     }
 
+    /// Nobody wants the items that wait: they are dropped, and their end with them.
+    pub(crate) fn drop_items(&mut self) {
+        self.finished = true;
+        self.blocked = false;
+        self.backlog.retain(|waiting| match waiting {
+            Waiting::Message(message) => message.is_request,
+            Waiting::Stop => true,
+            Waiting::Finish(_) => false,
+        });
+    }
+
     /// Whether nothing of the request has left the backlog.
     pub(crate) fn request_unsent(&self) -> bool {
         matches!(

@@ -22,7 +22,7 @@ pub enum Kind {
     End = 8,
     /// The engine failed: the stream ends here, not cleanly.
     Error = 9,
-    /// Router to worker: finish when convenient.
+    /// Router to worker: finish when convenient. Worker to router: no more items of the request stream.
     Stop = 10,
     /// Router to worker: end now, nobody reads any more.
     Kill = 11,

@@ -245,7 +245,17 @@ impl Outbound {
         Ok(())
     }
 
-    /// STOP; it follows a request that has not been sent whole.
+    /// The worker takes no more items of the request stream: those that wait are dropped, and nothing of them
+    /// follows, not even END.
+    pub fn requests_unwanted(&mut self, stream: u64) {
+        if let Some(half) = self.halves.get_mut(&stream) {
+            half.drop_items();
+            // As in `close`, others may have stood behind it.
+            self.fill();
+        }
+    }
+
+    /// STOP, from a router or a worker; it follows a request that has not been sent whole.
     pub fn stop(&mut self, stream: u64) {
         if let Some(half) = self.halves.get_mut(&stream)
             && half.request_waits()

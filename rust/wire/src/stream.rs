@@ -7,7 +7,8 @@
 //!     │ REJECT           │ PROLOGUE(fault) │  └─┘ DATA           │
 //!     └──────────────────┴─────────────────┴──── ERROR ──────────┘
 //! ```
-//! A router's response starts at `Sent`; the request stream that a worker receives starts at `Open`.
+//! A router's response starts at `Sent`; the request stream that a worker receives starts at `Open`. A worker
+//! that wants no more of it says STOP, which changes nothing of the response's state.
 
 use crate::body::{Fault, decode_end, decode_error, decode_prologue};
 use crate::credit::ReceiveWindow;
@@ -86,6 +87,12 @@ impl Inbound {
         Self::new(State::Open, window, message_max)
     }
 
+    /// The half of a worker that has accepted a single request: nothing of this stream may follow it.
+    #[must_use]
+    pub const fn single_request() -> Self {
+        Self::new(State::Ended, 0, 0)
+    }
+
     const fn new(state: State, window: u32, message_max: usize) -> Self {
         Self { state, window: ReceiveWindow::new(window), items: 0, assembly: None, message_max }
     }
@@ -161,6 +168,17 @@ impl Inbound {
         let fault = decode_prologue(body)?;
         self.state = if fault.is_some() { State::Ended } else { State::Open };
         Ok(fault)
+    }
+
+    /// STOP came from the worker: it takes no more items of the request stream. The response goes on.
+    ///
+    /// # Errors
+    /// It came out of order.
+    pub const fn stop(&self) -> Result<(), StreamError> {
+        match self.state {
+            State::Accepted | State::Open => Ok(()),
+            state => Err(out_of_order("STOP", state)),
+        }
     }
 
     /// DATA came.

@@ -69,7 +69,7 @@ type Step = fn(&mut Inbound) -> Result<(), StreamError>;
 type Allowed = (At, State);
 
 /// Every frame, with the states that allow it.
-const STEPS: [(&str, Step, &[Allowed]); 11] = [
+const STEPS: [(&str, Step, &[Allowed]); 12] = [
     ("ACCEPT", |s| s.accept(), &[(At::Sent, State::Accepted)]),
     ("REJECT", |s| s.reject(), &[(At::Sent, State::Ended)]),
     (
@@ -93,6 +93,11 @@ const STEPS: [(&str, Step, &[Allowed]); 11] = [
         &[(At::Accepted, State::Ended), (At::Open, State::Ended), (At::InItem, State::Ended)],
     ),
     ("ERROR with another count", |s| s.error(&error(9)).map(drop), &[]),
+    (
+        "STOP",
+        |s| s.stop(),
+        &[(At::Accepted, State::Accepted), (At::Open, State::Open), (At::InItem, State::Open)],
+    ),
 ];
 
 #[test]
@@ -122,6 +127,16 @@ fn a_request_stream_is_open_from_the_start() {
     assert!(inbound.accept().is_err() && inbound.reject().is_err() && inbound.prologue(&[0]).is_err());
     assert_eq!(inbound.data(0, &[ITEM, ITEM].concat()), Ok(Arrived::Items { count: 2 }));
     assert_eq!(inbound.end(&2_u64.to_le_bytes()), Ok(()));
+}
+
+#[test]
+fn nothing_may_follow_a_single_request() {
+    let single = Inbound::single_request;
+    assert_eq!(single().state(), State::Ended);
+    assert_eq!((single().window().size(), single().grant()), (0, None));
+    for (name, step, _) in STEPS {
+        assert!(matches!(step(&mut single()), Err(StreamError::OutOfOrder { .. })), "{name}");
+    }
 }
 
 #[test]

@@ -17,15 +17,39 @@ const MESSAGE_MAX: usize = 300_000;
 
 #[derive(Clone, Debug)]
 enum Op {
-    Request { bytes: usize, metadata: usize },
-    Push { call: usize, bytes: usize },
-    HalfClose { call: usize },
-    Stop { call: usize },
-    Kill { call: usize },
-    Accept { call: usize },
-    Write { limit: usize },
-    Deliver { limit: usize },
-    Grant { index: usize },
+    Request {
+        bytes: usize,
+        metadata: usize,
+    },
+    Push {
+        call: usize,
+        bytes: usize,
+    },
+    HalfClose {
+        call: usize,
+    },
+    Stop {
+        call: usize,
+    },
+    Kill {
+        call: usize,
+    },
+    /// The worker's STOP arrives: it takes no more items.
+    Unwanted {
+        call: usize,
+    },
+    Accept {
+        call: usize,
+    },
+    Write {
+        limit: usize,
+    },
+    Deliver {
+        limit: usize,
+    },
+    Grant {
+        index: usize,
+    },
 }
 
 fn ops() -> impl Strategy<Value = Op> {
@@ -38,6 +62,7 @@ fn ops() -> impl Strategy<Value = Op> {
         1 => call.clone().prop_map(|call| Op::HalfClose { call }),
         2 => call.clone().prop_map(|call| Op::Stop { call }),
         2 => call.clone().prop_map(|call| Op::Kill { call }),
+        1 => call.clone().prop_map(|call| Op::Unwanted { call }),
         4 => call.prop_map(|call| Op::Accept { call }),
         6 => (1..120_000_usize).prop_map(|limit| Op::Write { limit }),
         6 => (1..150_000_usize).prop_map(|limit| Op::Deliver { limit }),
@@ -52,6 +77,7 @@ struct Call {
     items: Vec<usize>,
     waiting: bool,
     closed: bool,
+    unwanted: bool,
     stopped: bool,
     accepted: bool,
     /// What `kill` returned.
@@ -169,6 +195,7 @@ impl Simulation {
                     call.killed = Some(self.pipe.out.kill(call.id, KillReason::Deadline));
                 }
             }
+            Op::Unwanted { call } => self.unwanted(call),
             Op::Accept { call } => self.accept(call),
             Op::Write { limit } => {
                 self.pipe.write(limit, limit);
@@ -210,6 +237,7 @@ impl Simulation {
             items: Vec::new(),
             waiting: false,
             closed: false,
+            unwanted: false,
             stopped: false,
             accepted: false,
             killed: None,
@@ -222,7 +250,7 @@ impl Simulation {
             return;
         }
         let pushed = self.pipe.out.item(call.id, 0, &payload(call.id, call.items.len() as u64, bytes));
-        if call.closed || call.killed.is_some() {
+        if call.closed || call.unwanted || call.killed.is_some() {
             assert!(pushed.is_err());
         } else {
             call.items.push(bytes);
@@ -234,6 +262,15 @@ impl Simulation {
         if let Some(call) = self.calls.get_mut(call).filter(|call| call.accepted) {
             self.pipe.out.finish(call.id, Finish::HalfClose);
             call.closed = true;
+        }
+    }
+
+    fn unwanted(&mut self, call: usize) {
+        if let Some(call) = self.calls.get_mut(call).filter(|call| call.accepted && call.killed.is_none()) {
+            self.pipe.out.requests_unwanted(call.id);
+            assert!(!self.pipe.out.has_backlog(call.id), "nothing waits that nobody wants");
+            call.unwanted = true;
+            call.waiting = false;
         }
     }
 
@@ -274,6 +311,11 @@ impl Simulation {
                     assert_eq!(self.worker.requests.get(&call.id), Some(&call.bytes));
                     assert_eq!(self.worker.stopped.contains(&call.id), call.stopped, "STOP arrives");
                     let (inbound, items) = &self.worker.streams[&call.id];
+                    if call.unwanted {
+                        // What had reached the buffer still comes; whether END had, nobody asks.
+                        assert_eq!(items[..], call.items[..items.len()]);
+                        continue;
+                    }
                     assert_eq!(items, &call.items);
                     assert_eq!(inbound.state(), if call.closed { State::Ended } else { State::Open });
                 }

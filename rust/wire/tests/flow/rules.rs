@@ -170,6 +170,61 @@ fn kill_follows_a_request_that_is_unwritten_and_has_half_closed() {
 }
 
 #[test]
+fn items_that_a_worker_no_longer_wants_are_dropped_and_let_others_go() {
+    let mut pipe = Pipe::new(LINK_WINDOW, MESSAGE_MAX);
+    for stream in [1, 3] {
+        pipe.out.request(stream, head(), Bytes::new()).unwrap();
+        pipe.out.accepted(stream, 1 << 20).unwrap();
+    }
+    delivered(&mut pipe);
+    for _ in 0..5 {
+        // More than the link's credit, the last of them in fragments.
+        pipe.out.item(1, 0, &[0; 60_000]).unwrap();
+    }
+    assert_eq!(pipe.out.item(1, 0, &[0; 100_000]), Ok(Pushed::Waiting));
+    pipe.out.finish(1, Finish::HalfClose);
+    assert_eq!(pipe.out.item(3, 0, b"x"), Ok(Pushed::Buffered));
+    assert_eq!(pipe.out.item(3, 0, &[0; 60_000]), Ok(Pushed::Waiting));
+    delivered(&mut pipe);
+    pipe.out.requests_unwanted(1);
+    pipe.out.granted(0, u64::from(LINK_WINDOW / 2)).unwrap();
+    let seen = delivered(&mut pipe);
+    assert_eq!(seen, [(Kind::Data, 3)], "the neighbour goes on; nothing of the first comes, no END either");
+    assert_eq!(pipe.out.item(1, 0, b"late"), Err(EncodeError::Closed));
+    pipe.out.finish(1, Finish::HalfClose);
+    assert!(pipe.out.kill(1, KillReason::Cancelled), "the stream itself is known until it is closed");
+    assert_eq!(delivered(&mut pipe), [(Kind::Kill, 1)]);
+}
+
+#[test]
+fn no_more_items_wanted_of_an_unknown_stream_or_before_its_request_changes_nothing() {
+    let mut pipe = Pipe::new(LINK_WINDOW, MESSAGE_MAX);
+    pipe.out.requests_unwanted(1);
+    pipe.out.request(1, head(), vec![0; LINK_WINDOW as usize].into()).unwrap();
+    pipe.out.stop(1);
+    pipe.out.requests_unwanted(1);
+    let mut seen = delivered(&mut pipe);
+    pipe.out.granted(0, u64::from(LINK_WINDOW / 2)).unwrap();
+    seen.extend(delivered(&mut pipe));
+    assert_eq!(seen.last(), Some(&(Kind::Stop, 1)));
+    assert!(
+        seen.len() > 2 && seen[..seen.len() - 1].iter().all(|frame| frame.0 == Kind::Request),
+        "{seen:?}"
+    );
+}
+
+#[test]
+fn a_workers_stop_goes_ahead_of_its_unwritten_items_and_behind_accept() {
+    let mut pipe = Pipe::new(LINK_WINDOW, MESSAGE_MAX);
+    pipe.out.accept(1, 4096, 1 << 20);
+    pipe.out.prologue(1, None);
+    pipe.out.item(1, 0, b"x").unwrap();
+    pipe.out.stop(1);
+    let expected = [(Kind::Accept, 1), (Kind::Prologue, 1), (Kind::Stop, 1), (Kind::Data, 1)];
+    assert_eq!(delivered(&mut pipe), expected);
+}
+
+#[test]
 fn an_abandoned_stream_ends_at_once_and_does_not_count_what_was_cut() {
     let mut pipe = Pipe::new(LINK_WINDOW, MESSAGE_MAX);
     for stream in [1, 3] {
