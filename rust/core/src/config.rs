@@ -31,6 +31,8 @@ pub struct WorkerConfig {
     pub max_message_bytes: usize,
     /// Streams open at once on one link. Default 65,536.
     pub streams_per_link: u32,
+    /// Credit of each request stream in bytes. Default 256 KiB.
+    pub stream_window: u32,
     /// Token that routers must present. Default none.
     pub token: Option<String>,
     /// Allows addresses off loopback without encryption. Default false.
@@ -48,6 +50,7 @@ impl Default for WorkerConfig {
             ping_timeout: Duration::from_secs(5),
             max_message_bytes: MESSAGE_MAX_DEFAULT,
             streams_per_link: STREAMS_PER_LINK_DEFAULT,
+            stream_window: STREAM_WINDOW_DEFAULT,
             token: None,
             insecure: false,
         }
@@ -62,6 +65,7 @@ impl WorkerConfig {
     pub fn check(&self) -> Result<(), StartError> {
         at_least_one("concurrency", self.concurrency as u64)?;
         at_least_one("streams_per_link", u64::from(self.streams_per_link))?;
+        check_stream_window(self.stream_window)?;
         check_namespace(&self.namespace)?;
         check_common(self.ping_interval, self.ping_timeout, self.max_message_bytes, self.token.as_deref())
     }
@@ -143,14 +147,9 @@ impl RouterConfig {
                 return Err(refused(setting, "positive", &"0"));
             }
         }
-        let windows = [
-            ("stream_window", self.stream_window, STREAM_WINDOW_MIN, "4 KiB to 1 GiB"),
-            ("link_window", self.link_window, LINK_WINDOW_MIN, "256 KiB to 1 GiB"),
-        ];
-        for (setting, bytes, least, expected) in windows {
-            if !(least..=WINDOW_MAX).contains(&bytes) {
-                return Err(refused(setting, expected, &bytes));
-            }
+        check_stream_window(self.stream_window)?;
+        if !(LINK_WINDOW_MIN..=WINDOW_MAX).contains(&self.link_window) {
+            return Err(refused("link_window", "256 KiB to 1 GiB", &self.link_window));
         }
         check_namespace(&self.namespace)?;
         check_common(self.ping_interval, self.ping_timeout, self.max_message_bytes, self.token.as_deref())
@@ -159,6 +158,13 @@ impl RouterConfig {
     pub(crate) const fn liveness(&self) -> Liveness {
         Liveness { ping_interval: self.ping_interval, ping_timeout: self.ping_timeout }
     }
+}
+
+fn check_stream_window(bytes: u32) -> Result<(), StartError> {
+    if !(STREAM_WINDOW_MIN..=WINDOW_MAX).contains(&bytes) {
+        return Err(refused("stream_window", "4 KiB to 1 GiB", &bytes));
+    }
+    Ok(())
 }
 
 fn check_namespace(namespace: &str) -> Result<(), StartError> {
@@ -213,6 +219,8 @@ mod tests {
         let named = |error: StartError| error.to_string();
         let worker = WorkerConfig { concurrency: 0, ..WorkerConfig::default() };
         assert!(named(worker.check().unwrap_err()).starts_with("concurrency"));
+        let worker = WorkerConfig { stream_window: 1, ..WorkerConfig::default() };
+        assert!(named(worker.check().unwrap_err()).starts_with("stream_window"));
         let router = RouterConfig { stream_window: 1, ..RouterConfig::default() };
         assert!(named(router.check().unwrap_err()).starts_with("stream_window"));
         let router = RouterConfig { timeout: Some(Duration::ZERO), ..RouterConfig::default() };

@@ -3,6 +3,7 @@
 //! A responder that is dropped before it has finished answers for its engine: the caller sees an error,
 //! never a clean end and never silence.
 
+use std::borrow::Cow;
 use std::fmt::Debug;
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -11,22 +12,32 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
-use headrace_wire::body::{Fault, FaultCode};
+use headrace_wire::body::{Fault, FaultCode, Shape};
 use headrace_wire::error::EncodeError;
 use headrace_wire::outbound::{Finish, Outbound, Pushed};
 
 use crate::clock::{NEVER, now_ms};
 use crate::link::{Item, Stream};
+use crate::requests::RequestStream;
 use crate::worker::Permit;
 
 /// A model, or anything that answers requests with items.
 pub trait Engine: Send + Sync + Debug + 'static {
     /// Begins to answer. It must not block: it runs on whichever thread read the request, and others wait.
     fn start(&self, request: Request, responder: Responder);
+
+    /// Why it does not take requests of this shape, for the caller to read; `None` when it does. Such
+    /// requests are rejected and do not reach it. By default it takes single requests, and no streams of
+    /// them.
+    fn refuses(&self, request_shape: Shape) -> Option<Cow<'_, str>> {
+        (request_shape == Shape::Many).then_some(NO_STREAMS.into())
+    }
 }
 
+const NO_STREAMS: &str = "this endpoint takes one request, not a stream of them";
+
 /// A request as it reaches an engine.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Request {
     /// The caller's request id.
     pub id: String,
@@ -34,6 +45,9 @@ pub struct Request {
     pub endpoint: Arc<str>,
     /// The payload.
     pub payload: Item,
+    /// The items that follow, when the request is a stream. Dropping it tells the caller that no more of them
+    /// are wanted.
+    pub requests: Option<RequestStream>,
     /// The caller's metadata.
     pub metadata: Vec<(String, String)>,
     /// W3C trace context; empty without a trace.
@@ -151,6 +165,7 @@ impl Responder {
         }
         self.finished = true;
         self.stream.link.forget(id);
+        self.stream.responded();
         Ok(())
     }
 
@@ -186,6 +201,7 @@ impl Responder {
                 }
             }
         });
+        self.stream.responded();
     }
 
     /// Whether the caller, or the engine itself, asked to finish.
@@ -220,8 +236,8 @@ impl Drop for Responder {
     }
 }
 
-/// A killed stream's sending half is closed, so no push has to look at its flags.
-fn push_result<T>(pushed: Result<T, EncodeError>) -> Result<T, PushError> {
+/// The sending half of a stream that is over is closed, so no push has to look at its flags.
+pub(crate) fn push_result<T>(pushed: Result<T, EncodeError>) -> Result<T, PushError> {
     pushed.map_err(|error| match error {
         EncodeError::PayloadTooLarge { limit, actual } => PushError::TooLarge { limit, actual },
         _ => PushError::Killed,
@@ -279,12 +295,19 @@ impl Control {
 pub struct AsyncEngine<F> {
     function: F,
     runtime: tokio::runtime::Handle,
+    takes_streams: bool,
 }
 
 impl<F> AsyncEngine<F> {
     /// Wraps `function(request, answer)`, which pushes through [`Answer::send`] and returns how it ended.
     pub const fn new(runtime: tokio::runtime::Handle, function: F) -> Self {
-        Self { function, runtime }
+        Self { function, runtime, takes_streams: false }
+    }
+
+    /// Takes request streams as well as single requests: the function looks at [`Request::requests`].
+    #[must_use]
+    pub fn taking_streams(self) -> Self {
+        Self { takes_streams: true, ..self }
     }
 }
 
@@ -322,6 +345,10 @@ where
     F: Fn(Request, Answer) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Result<(), Fault>> + Send + 'static,
 {
+    fn refuses(&self, request_shape: Shape) -> Option<Cow<'_, str>> {
+        (request_shape == Shape::Many && !self.takes_streams).then_some(NO_STREAMS.into())
+    }
+
     fn start(&self, request: Request, responder: Responder) {
         let control = responder.control();
         responder.open();

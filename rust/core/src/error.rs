@@ -121,6 +121,11 @@ pub enum CallErrorKind {
         /// What the worker said.
         detail: String,
     },
+    /// The caller's own request stream failed, and the engine was killed for it.
+    RequestFailed {
+        /// Why, in the words of whoever made the items.
+        reason: String,
+    },
     /// The engine failed.
     Engine(Fault),
     /// The router was closed.
@@ -215,6 +220,7 @@ impl fmt::Display for CallErrorKind {
             }
             Self::VersionMismatch { detail } => write!(f, "{detail}; upgrade the older side"),
             Self::Authentication { detail } => write!(f, "{detail}; check token="),
+            Self::RequestFailed { reason } => write!(f, "the request stream failed: {reason}"),
             Self::Engine(fault) if fault.kind.is_empty() => f.write_str(&fault.message),
             Self::Engine(fault) => write!(f, "{}: {}", fault.kind, fault.message),
             Self::Closed => f.write_str("the router is closed"),

@@ -7,6 +7,7 @@
 //! | [`Worker`] | listens, admits requests, runs engines |
 //! | [`Router`] | keeps links to workers, sends calls |
 //! | [`engine`] | what a worker runs, and how it answers |
+//! | [`requests`] | requests that are streams: the caller's end and the engine's |
 //! | [`link`] | one connection, and who drives its socket |
 //! | [`discovery`] | where routers learn of workers |
 //! | [`config`], [`error`], [`address`] | settings, failures, targets |
@@ -24,6 +25,7 @@ pub mod discovery;
 pub mod engine;
 pub mod error;
 pub mod link;
+pub mod requests;
 mod router;
 mod worker;
 
@@ -35,6 +37,7 @@ pub use self::discovery::Discovery;
 pub use self::engine::{AsyncEngine, Engine, Request, Responder};
 pub use self::error::{CallError, CallErrorKind, Phase, StartError};
 pub use self::link::Item;
+pub use self::requests::{RequestSink, RequestStream};
 pub use self::router::{
     Call, CallOptions, Choose, InstanceInfo, InstanceState, Policy, Ready, ResponseStream, Router,
     RouterStats,

@@ -119,10 +119,8 @@ async fn stream_ids_lengths_and_credit_are_checked() {
 
         let mut peer = connected().await;
         peer.send(Kind::Request, 0, 1, &encoded).await;
-        // An item is length, encoding, payload; the worker granted a request stream 4 KiB.
-        let item = [&[0xff, 0x3f][..], &[0; 0x1fff]].concat();
-        peer.send(Kind::Data, 0, 1, &item).await;
-        assert_refused(peer, "data beyond the credit").await;
+        peer.send(Kind::Data, 0, 1, &[1, 0]).await;
+        assert_refused(peer, "data behind a single request").await;
 
         let mut peer = connected().await;
         peer.send(Kind::Request, 0, 1, &encoded).await;

@@ -6,6 +6,7 @@
 //! on the stream's ring, one copy.
 
 mod driver;
+mod feed;
 mod handshake;
 mod keeper;
 mod receive;
@@ -29,6 +30,7 @@ use rustc_hash::FxHashMap;
 use tokio::sync::{Notify, watch};
 
 pub use self::driver::{Driver, SCRATCH_BYTES, TokioDriver};
+pub(crate) use self::feed::Feed;
 pub(crate) use self::handshake::{Greeting, HandshakeError, Incoming, Local, Peer, accept, connect};
 use self::receive::Reader;
 use self::socket::Socket;
@@ -148,6 +150,8 @@ pub(crate) enum OpenError {
 pub(crate) struct Outgoing<'a> {
     pub(crate) head: &'a mut RequestHead,
     pub(crate) payload: Bytes,
+    /// What feeds the request stream, if it is one.
+    pub(crate) feed: Option<&'a Arc<Feed>>,
     pub(crate) timing: Timing,
     /// The time now, which the caller has looked up already.
     pub(crate) now_ns: u64,
@@ -322,7 +326,7 @@ impl Link {
 
     /// Opens a stream and sends its request.
     pub(crate) fn open(self: &Arc<Self>, request: Outgoing<'_>) -> Result<Arc<Stream>, OpenError> {
-        let Outgoing { head, payload, timing, now_ns } = request;
+        let Outgoing { head, payload, feed, timing, now_ns } = request;
         let window = Claim::window(self.stream_window);
         head.window = window.bytes();
         head.sent_at_us = now_ns / 1_000;
@@ -341,7 +345,11 @@ impl Link {
             out.request(id, encoded, payload).map_err(OpenError::Encode)?;
             table.last_id = id;
             let inbound = Inbound::response(window.bytes(), self.message_max);
-            let stream = Arc::new(Stream::new(id, Arc::clone(self), inbound, window, timing));
+            let stream = Stream::new(id, Arc::clone(self), inbound, window, timing);
+            let stream = Arc::new(match feed {
+                Some(feed) => stream.fed_by(Arc::clone(feed)),
+                None => stream,
+            });
             table.streams.insert(id, Arc::clone(&stream));
             stream
         };

@@ -185,16 +185,23 @@ impl Link {
                 self.owner.on_status(Status::decode(frame.body)?);
                 return Ok(());
             }
-            Kind::Accept | Kind::Reject | Kind::Prologue | Kind::End | Kind::Error => {}
+            Kind::Accept | Kind::Reject | Kind::Prologue | Kind::End | Kind::Error | Kind::Stop => {}
             _ => return Err(unexpected("a router's frame or a second HELLO from a worker")),
         }
         // A stream that this side has ended may still have frames on the way.
         let Some(stream) = self.stream(frame.stream) else { return self.check_known(frame) };
         let over = match frame.kind {
             Kind::Accept => {
-                stream.accepted()?;
+                let feed = stream.accepted()?;
                 let window = decode_accept(frame.body)?;
                 self.send(|out| out.accepted(frame.stream, window))?;
+                if let Some(feed) = feed {
+                    feed.accept(&stream);
+                }
+                false
+            }
+            Kind::Stop => {
+                stream.requests_unwanted()?;
                 false
             }
             Kind::Reject => {
@@ -252,7 +259,7 @@ impl Link {
                 }
             }
             Kind::End => match self.stream(frame.stream) {
-                Some(stream) => stream.end_received(frame.body, false)?,
+                Some(stream) => stream.requests_end_received(frame.body)?,
                 None => self.check_known(frame)?,
             },
             _ => return Err(unexpected("a worker's frame or a second HELLO from a router")),

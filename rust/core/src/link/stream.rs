@@ -3,6 +3,9 @@
 //! Whoever reads the socket puts items in; the consumer takes them out; neither holds the ring's lock while
 //! it wakes the other or touches the link. An ending never overtakes items that arrived before it.
 
+mod requests;
+mod timing;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -16,7 +19,9 @@ use headrace_wire::spare::Payload;
 use headrace_wire::stream::{Arrived, Inbound};
 use parking_lot::Mutex;
 
+pub(crate) use self::timing::Timing;
 use super::Link;
+use super::feed::Feed;
 use crate::budget::Claim;
 use crate::clock::{NEVER, now_ms};
 use crate::error::Phase;
@@ -47,6 +52,10 @@ pub(crate) enum Ending {
     ItemTimeout,
     /// The consumer left items unread for too long.
     SlowConsumer,
+    /// The caller's request stream failed, for this reason.
+    RequestFailed(Arc<str>),
+    /// An item of the caller's request stream is larger than the worker accepts.
+    RequestTooLarge { limit: usize, actual: usize },
     /// This side killed or closed it.
     Closed,
 }
@@ -82,41 +91,20 @@ struct Ring {
     watcher: Option<Waker>,
     /// Since when the consumer waits on an empty ring, [`NEVER`] while it does not.
     waiting_since_ms: u64,
+    /// Where the items of the request come from, until ACCEPT.
+    feed: Option<Arc<Feed>>,
     /// What the window claims of the process's memory, until nothing more can come and all is taken.
     window: Claim,
     /// `taken` when the keeper last looked at a full ring, and when that was; see `check_slow`.
     stalled: (u64, u64),
 }
 
-/// When a stream must have made progress. Milliseconds of [`crate::clock`], [`NEVER`] for none.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Timing {
-    pub(crate) deadline_ms: u64,
-    pub(crate) item_timeout_ms: u64,
-    pub(crate) slow_consumer_ms: u64,
-}
-
-impl Timing {
-    /// When a router's new stream must first be looked at.
-    pub(crate) const fn first_check_ms(&self, now: u64) -> u64 {
-        let item_ms = now.saturating_add(self.item_timeout_ms);
-        let slow_ms = now.saturating_add(self.slow_look_ms());
-        let soonest = if item_ms < slow_ms { item_ms } else { slow_ms };
-        if soonest < self.deadline_ms { soonest } else { self.deadline_ms }
-    }
-
-    /// Slowness is looked at four times within its timeout, so that it is kept to within a quarter.
-    const fn slow_look_ms(&self) -> u64 {
-        match self.slow_consumer_ms {
-            NEVER => NEVER,
-            0..4 => 1,
-            timeout => timeout / 4,
-        }
-    }
-}
-
 const STOPPED: u8 = 1;
 const KILLED: u8 = 2;
+/// At a worker: the request is a stream, and the ring is its.
+const REQUESTS: u8 = 4;
+/// At a router: the worker takes no more items of the request stream.
+const UNWANTED: u8 = 8;
 
 /// A stream of a link; see the module's text. In this order, what a push looks at lies in one cache line:
 /// with hundreds of streams none of it is in the cache when the next item comes.
@@ -143,6 +131,7 @@ impl Stream {
             producer: None,
             watcher: None,
             waiting_since_ms: NEVER,
+            feed: None,
             window,
             stalled: (0, NEVER),
         };
@@ -238,12 +227,13 @@ impl Stream {
         }
     }
 
-    /// Ends the stream from this side and tells the other one. Nothing happens when it has ended already.
-    pub(crate) fn kill(&self, reason: KillReason, ending: Ending) {
+    /// Ends the stream from this side and tells the other one. False, and nothing happens, when it has ended
+    /// already.
+    pub(crate) fn kill(&self, reason: KillReason, ending: Ending) -> bool {
         self.end_telling(ending, || {
             self.link.forget(self.id);
             self.link.send(|out| out.kill(self.id, reason));
-        });
+        })
     }
 
     /// Asks the engine to finish.
@@ -256,11 +246,12 @@ impl Stream {
 
     // --- whoever reads the socket ---
 
-    pub(crate) fn accepted(&self) -> Result<(), StreamError> {
+    /// ACCEPT; what feeds the request stream, if it is one, may begin.
+    pub(crate) fn accepted(&self) -> Result<Option<Arc<Feed>>, StreamError> {
         let mut ring = self.ring.lock();
         ring.inbound.accept()?;
         ring.accepted = true;
-        Ok(())
+        Ok(ring.feed.take())
     }
 
     pub(crate) fn rejected(&self, reject: Reject) -> Result<(), StreamError> {
@@ -295,7 +286,8 @@ impl Stream {
             Arrived::Fragment => None,
         };
         let Some(chunk) = chunk else {
-            let grant = ring.inbound.grant();
+            // The rest of an item that nobody will take is not asked for.
+            let grant = if ring.ending.is_none() { ring.inbound.grant() } else { None };
             drop(ring);
             self.granted(grant);
             return Ok(());
@@ -337,7 +329,8 @@ impl Stream {
         }
         ring.ending = Some(ending);
         ring.settle();
-        let wakers = [ring.stop_waiting(), ring.producer.take(), ring.watcher.take()];
+        // The watcher first: what it cancels shall not see the end in another way before.
+        let wakers = [ring.watcher.take(), ring.producer.take(), ring.stop_waiting()];
         drop(ring);
         tell();
         wakers.into_iter().flatten().for_each(Waker::wake);
@@ -359,12 +352,13 @@ impl Stream {
         }
     }
 
-    /// The engine's work is no longer wanted. Its producer and its watcher are told.
+    /// The engine's work is no longer wanted. It is told wherever it waits: for its watcher, for credit, for
+    /// items of the request.
     pub(crate) fn set_killed(&self) {
         self.flags.fetch_or(KILLED | STOPPED, Ordering::Release);
-        self.end(Ending::Closed);
-        self.wake_producer();
         self.wake_watcher();
+        self.wake_producer();
+        self.close_requests();
     }
 
     pub(crate) fn is_stopped(&self) -> bool {
@@ -390,7 +384,7 @@ impl Stream {
         self.link.send(|out| out.abandon(self.id, fault));
     }
 
-    /// Registers who is told of STOP and KILL; at most one.
+    /// Registers who is told of STOP and KILL at a worker, of the end at a router; at most one.
     pub(crate) fn watch(&self, waker: Waker) {
         self.ring.lock().watcher = Some(waker);
     }
@@ -413,41 +407,6 @@ impl Stream {
         if let Some(waker) = waker {
             waker.wake();
         }
-    }
-
-    // --- the keeper ---
-
-    /// Checks the times of a router's stream: what has run out at `now`, and when to look again.
-    pub(crate) fn check_times(&self, now: u64) -> (Option<Ending>, u64) {
-        let Timing { deadline_ms, item_timeout_ms, .. } = self.timing;
-        if now >= deadline_ms {
-            return (Some(Ending::Deadline), NEVER);
-        }
-        let since = self.ring.lock().waiting_since_ms;
-        let waits_until = since.min(now).saturating_add(item_timeout_ms);
-        if since != NEVER && now >= waits_until {
-            return (Some(Ending::ItemTimeout), NEVER);
-        }
-        let (slow, look_again) = self.check_slow(now);
-        let ending = slow.then_some(Ending::SlowConsumer);
-        (ending, deadline_ms.min(waits_until).min(look_again))
-    }
-
-    /// A consumer is slow when its window is used up and it has taken nothing for the whole timeout.
-    fn check_slow(&self, now: u64) -> (bool, u64) {
-        let timeout = self.timing.slow_consumer_ms;
-        if timeout == NEVER {
-            return (false, NEVER);
-        }
-        let mut ring = self.ring.lock();
-        let window = ring.inbound.window();
-        let full = ring.ending.is_none() && window.buffered() >= window.size() / 2;
-        if !full || ring.stalled.0 != ring.taken || ring.stalled.1 == NEVER {
-            ring.stalled = (ring.taken, if full { now } else { NEVER });
-        }
-        let since = ring.stalled.1;
-        let look_again = now.saturating_add(self.timing.slow_look_ms());
-        (since != NEVER && now >= since.saturating_add(timeout), look_again)
     }
 
     /// The link is gone: what did the caller lose?

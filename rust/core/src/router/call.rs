@@ -17,17 +17,17 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use headrace_wire::body::{KillReason, Reject, RejectReason, RequestHead, Shape};
-use headrace_wire::error::EncodeError;
 
 use super::Shared;
 use super::again::{Again, Plan};
 use super::choice::Candidate;
 use super::instances::{InFlight, Instance};
 use super::options::CallOptions;
-use super::response::{ResponseStream, kind_of};
+use super::response::{ResponseStream, encode_error, kind_of};
 use crate::clock::{NEVER, NS_PER_MS, duration_ms, now_ms, now_ns};
 use crate::error::{CallError, CallErrorKind, Phase};
-use crate::link::{Ending, Item, Link, OpenError, Outgoing, Stream, Timing};
+use crate::link::{Ending, Feed, Item, Link, OpenError, Outgoing, Stream, Timing};
+use crate::requests::RequestSink;
 
 /// A call in progress. Dropping it cancels it.
 #[derive(Debug)]
@@ -36,6 +36,8 @@ pub struct Call {
     /// What every attempt sends; the link fills in what differs.
     pub(super) head: RequestHead,
     pub(super) payload: Bytes,
+    /// What feeds the request stream, if it is one.
+    feed: Option<Arc<Feed>>,
     timeout: Option<Duration>,
     pub(super) item_timeout: Option<Duration>,
     /// The instance that the caller named; empty for any.
@@ -140,6 +142,7 @@ impl Call {
             router,
             head,
             payload: payload.payload,
+            feed: None,
             timeout: options.timeout,
             item_timeout: options.item_timeout,
             instance: options.instance,
@@ -201,6 +204,16 @@ impl Call {
             self.state = State::Done;
         }
         result
+    }
+
+    /// A call whose request is a stream, with the sink for its items. Nobody keeps these, so that it never
+    /// runs again.
+    pub(super) fn streaming(router: Arc<Shared>, options: CallOptions) -> (RequestSink, Self) {
+        let once = CallOptions { idempotent: false, resumable: false, ..options };
+        let mut call = Self::new(router, once);
+        call.head.request_shape = Shape::Many;
+        let feed = call.feed.insert(Arc::default());
+        (RequestSink::new(Arc::clone(feed)), call)
     }
 
     fn drive(&mut self, cx: &Context<'_>) -> Poll<Result<ResponseStream, CallError>> {
@@ -301,6 +314,9 @@ impl Call {
         if self.router.is_closed() {
             return self.fail(CallErrorKind::Closed);
         }
+        if let Some(reason) = self.feed.as_ref().and_then(|feed| feed.failed()) {
+            return self.fail(CallErrorKind::RequestFailed { reason: reason.to_string() });
+        }
         let mut full = None;
         loop {
             let Candidate { instance, link } = match self.choose() {
@@ -341,8 +357,8 @@ impl Call {
             slow_consumer_ms: duration_ms(self.router.config.slow_consumer_timeout),
         };
         let began_ns = self.now_ns;
-        let payload = self.payload.clone();
-        let stream = link.open(Outgoing { head: &mut self.head, payload, timing, now_ns: began_ns })?;
+        let (payload, feed) = (self.payload.clone(), self.feed.as_ref());
+        let stream = link.open(Outgoing { head: &mut self.head, payload, feed, timing, now_ns: began_ns })?;
         Ok(Attempt {
             stream: Some(stream),
             in_flight: Some(InFlight::new(instance)),
@@ -389,6 +405,8 @@ impl Call {
             Ending::Lost { maybe_executed, .. } => !maybe_executed || self.idempotent || self.resumable,
             _ => false,
         };
+        // Items of an accepted request stream may have gone, and nobody has kept them.
+        let may_go_on = may_go_on && !self.feed.as_ref().is_some_and(|feed| feed.is_accepted());
         let mut untried = "";
         if may_go_on && self.retries < self.router.config.retries && now_ms() < self.deadline_ms {
             let another = self.avoid(Tried { instance, instance_id: Arc::clone(&instance_id) });
@@ -454,6 +472,9 @@ impl Drop for Call {
                 self.router.stop_waiting(number);
             }
         }
+        if let Some(feed) = &self.feed {
+            feed.close();
+        }
     }
 }
 
@@ -462,22 +483,4 @@ fn random_id() -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let drawn = fastrand::u64(..);
     (0..16).map(|digit| char::from(DIGITS[(drawn >> (60 - 4 * digit)) as usize & 15])).collect()
-}
-
-fn encode_error(error: &EncodeError) -> CallErrorKind {
-    match *error {
-        EncodeError::PayloadTooLarge { limit, actual } => CallErrorKind::PayloadTooLarge {
-            limit: limit as u64,
-            actual: actual as u64,
-            setting: "max_message_bytes",
-            what: "request size in bytes".to_owned(),
-        },
-        EncodeError::HeadTooLarge { what, limit, actual } => CallErrorKind::PayloadTooLarge {
-            limit: limit as u64,
-            actual: actual as u64,
-            setting: "metadata",
-            what: what.to_owned(),
-        },
-        _ => CallErrorKind::Closed,
-    }
 }

@@ -50,6 +50,7 @@ use crate::config::RouterConfig;
 use crate::discovery::{Discovery, Fixed, Found, Listing};
 use crate::error::StartError;
 use crate::link::{Driver, Local, Ticker};
+use crate::requests::RequestSink;
 
 /// A router's counts at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -193,6 +194,13 @@ impl Router {
     #[must_use]
     pub fn call(&self, options: CallOptions) -> Call {
         Call::new(Arc::clone(self.shared()), options)
+    }
+
+    /// A call whose request is a stream of items, and the sink that takes them; `options.payload` goes ahead
+    /// of them, in the request itself. Once a worker has accepted it, it is never sent to another.
+    #[must_use]
+    pub fn call_streaming(&self, options: CallOptions) -> (RequestSink, Call) {
+        Call::streaming(Arc::clone(self.shared()), options)
     }
 
     /// The router's settings.

@@ -6,6 +6,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use headrace_wire::body::{Fault, FaultCode, KillReason};
+use headrace_wire::error::EncodeError;
 use parking_lot::Mutex;
 
 use super::again::Again;
@@ -254,6 +255,32 @@ pub(super) fn kind_of(ending: Ending, stream: &Stream, began_ms: u64, untried: &
             _ => CallErrorKind::Engine(fault),
         },
         Ending::Rejected(reject) => CallErrorKind::Refused { detail: reject.detail },
+        Ending::RequestFailed(reason) => CallErrorKind::RequestFailed { reason: reason.to_string() },
+        Ending::RequestTooLarge { limit, actual } => CallErrorKind::PayloadTooLarge {
+            limit: limit as u64,
+            actual: actual as u64,
+            setting: "max_message_bytes",
+            what: "size in bytes of an item of the request".to_owned(),
+        },
         Ending::Clean { .. } | Ending::Closed => CallErrorKind::Closed,
+    }
+}
+
+/// A request that cannot be sent as the caller's error.
+pub(super) fn encode_error(error: &EncodeError) -> CallErrorKind {
+    match *error {
+        EncodeError::PayloadTooLarge { limit, actual } => CallErrorKind::PayloadTooLarge {
+            limit: limit as u64,
+            actual: actual as u64,
+            setting: "max_message_bytes",
+            what: "request size in bytes".to_owned(),
+        },
+        EncodeError::HeadTooLarge { what, limit, actual } => CallErrorKind::PayloadTooLarge {
+            limit: limit as u64,
+            actual: actual as u64,
+            setting: "metadata",
+            what: what.to_owned(),
+        },
+        _ => CallErrorKind::Closed,
     }
 }

@@ -17,9 +17,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use headrace_wire::body::{FaultCode, Goaway, GoawayReason, RejectReason, RequestHead, Role, Shape, Status};
-use headrace_wire::limits::{
-    ENDPOINT_MAX, ENDPOINTS_MAX, LINK_WINDOW_DEFAULT, STREAM_WINDOW_DEFAULT, STREAM_WINDOW_MIN,
-};
+use headrace_wire::limits::{ENDPOINT_MAX, ENDPOINTS_MAX, LINK_WINDOW_DEFAULT, STREAM_WINDOW_MIN};
 use headrace_wire::stream::Inbound;
 use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
@@ -38,6 +36,7 @@ use crate::engine::{Engine, Request, Responder};
 use crate::error::StartError;
 use crate::link::Local;
 use crate::link::{Driver, Item, Link, Owner, Stream, Ticker, Timing};
+use crate::requests::RequestStream;
 
 /// How often a drain looks whether the last answers have been written.
 const DRAIN_TICK: Duration = Duration::from_millis(5);
@@ -250,7 +249,7 @@ impl Shared {
             message_max: self.config.max_message_bytes,
             streams_max: self.config.streams_per_link,
             link_window: LINK_WINDOW_DEFAULT,
-            stream_window: STREAM_WINDOW_DEFAULT,
+            stream_window: self.config.stream_window,
         }
     }
 
@@ -346,6 +345,24 @@ impl Shared {
         self.engines.get(endpoint)
     }
 
+    /// What receives the rest of a request, and its first credit.
+    fn receiving(&self, link: &Arc<Link>, id: u64, shape: Shape, timing: Timing) -> (Arc<Stream>, u32) {
+        let link = Arc::clone(link);
+        match shape {
+            Shape::Single => {
+                let stream = Stream::new(id, link, Inbound::single_request(), Claim::none(), timing);
+                // ACCEPT names a window although nothing will come.
+                (Arc::new(stream), STREAM_WINDOW_MIN)
+            }
+            Shape::Many => {
+                let window = Claim::window(self.config.stream_window);
+                let granted = window.bytes();
+                let inbound = Inbound::request_stream(granted, self.config.max_message_bytes);
+                (Arc::new(Stream::new(id, link, inbound, window, timing).with_requests()), granted)
+            }
+        }
+    }
+
     fn refuse(&self, link: &Arc<Link>, id: u64, reason: RejectReason, retry_after_ms: u32, detail: &str) {
         self.rejected_total.fetch_add(1, Ordering::Relaxed);
         link.reject(id, reason, retry_after_ms, detail);
@@ -365,9 +382,8 @@ impl Owner for Session {
         let Some((endpoint, engine)) = shared.engine(&head.endpoint) else {
             return shared.refuse(link, id, RejectReason::NoSuchEndpoint, 0, &shared.endpoints.join(", "));
         };
-        if head.request_shape == Shape::Many {
-            let detail = "this endpoint takes one request, not a stream of them";
-            return shared.refuse(link, id, RejectReason::UnsupportedShape, 0, detail);
+        if let Some(detail) = engine.refuses(head.request_shape) {
+            return shared.refuse(link, id, RejectReason::UnsupportedShape, 0, &detail);
         }
         if head.deadline_us == Some(0) {
             return shared.refuse(link, id, RejectReason::Expired, 0, "the deadline passed on the way");
@@ -380,12 +396,13 @@ impl Owner for Session {
             item_timeout_ms: NEVER,
             slow_consumer_ms: NEVER,
         };
-        let inbound = Inbound::request_stream(STREAM_WINDOW_MIN, shared.config.max_message_bytes);
-        let stream = Arc::new(Stream::new(id, Arc::clone(link), inbound, Claim::none(), timing));
+        let (stream, granted) = shared.receiving(link, id, head.request_shape, timing);
+        let requests = (head.request_shape == Shape::Many).then(|| RequestStream::new(Arc::clone(&stream)));
         let request = Request {
             id: head.request_id,
             endpoint: Arc::clone(endpoint),
             payload: Item { encoding: head.encoding, payload },
+            requests,
             metadata: head.metadata,
             traceparent: head.traceparent,
             client_id: Arc::clone(&link.peer().instance_id),
@@ -393,7 +410,7 @@ impl Owner for Session {
         let job = Job { engine: Arc::clone(engine), request, stream };
         let accept = |stream: &Arc<Stream>| {
             shared.accepted_total.fetch_add(1, Ordering::Relaxed);
-            link.accept_stream(stream, STREAM_WINDOW_MIN, head.window);
+            link.accept_stream(stream, granted, head.window);
         };
         match shared.admission.admit(shared, job, accept) {
             Admitted::Run(job, permit) => admission::start_in_turn(job, permit),

@@ -62,7 +62,8 @@ pub struct Running {
 }
 
 impl Running {
-    fn enter(&self) -> Inside {
+    /// Counts one more until what is returned is dropped.
+    pub fn enter(&self) -> Inside {
         self.begun.fetch_add(1, Ordering::SeqCst);
         self.now.fetch_add(1, Ordering::SeqCst);
         Inside(Arc::clone(&self.now))
@@ -77,7 +78,7 @@ impl Running {
     }
 }
 
-struct Inside(Arc<AtomicUsize>);
+pub struct Inside(Arc<AtomicUsize>);
 
 impl Drop for Inside {
     fn drop(&mut self) {
