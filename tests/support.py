@@ -146,3 +146,56 @@ class Log(list[Any]):
 
     def note(self, entry: Any) -> None:
         self.append(entry)
+
+
+async def echo_requests(request: Any, ctx: hr.Context) -> AsyncIterator[Any]:
+    """Yields the items of a request stream."""
+    async for item in ctx.requests:
+        yield item
+
+
+class RequestSource:
+    """An iterator that notes how it ends: endless numbers, or the `items`, after which it waits for ever."""
+
+    def __init__(self, items=None):
+        self.items, self.log = items, Log()
+
+    async def __aiter__(self):
+        try:
+            if self.items is None:
+                number = 0
+                while True:
+                    yield number
+                    number += 1
+            for item in self.items:
+                yield item
+            self.log.note("waits")
+            await asyncio.Event().wait()
+        except BaseException as error:
+            self.log.note(type(error).__name__)
+            raise
+
+    async def closed(self, *before):
+        """Closed at its `yield`, or interrupted where it waits."""
+        await eventually(lambda: len(self.log) == len(before) + 1)
+        assert tuple(self.log[:-1]) == before
+        assert self.log[-1] == ("CancelledError" if before else "GeneratorExit")
+
+
+class EchoEngine:
+    """Echoes, and notes how it ended."""
+
+    def __init__(self, serve=echo_requests):
+        self.log, self.serve = Log(), serve
+
+    async def generate(self, request, ctx):
+        try:
+            async for item in self.serve(request, ctx):
+                yield item
+        except BaseException as error:
+            self.log.note(type(error).__name__)
+            raise
+
+    async def cancelled(self):
+        await eventually(lambda: len(self.log) == 1)
+        assert self.log[0] in ("CancelledError", "GeneratorExit")

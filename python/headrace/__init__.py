@@ -1,6 +1,6 @@
 """Headrace: call a Python engine in another process from asyncio and read its answers as a stream."""
 
-from headrace._headrace import Call, Context, ResponseStream, UnaryCall, __version__
+from headrace._headrace import Call, Context, RequestStream, ResponseStream, UnaryCall, __version__
 from headrace._running import run
 from headrace.errors import (
     AuthenticationError,
@@ -33,6 +33,7 @@ __all__ = [
     "UnaryCall",
     "ResponseStream",
     "Context",
+    "RequestStream",
     "HeadraceError",
     "CannotConnect",
     "Disconnected",

@@ -14,15 +14,21 @@ import os
 import queue
 import threading
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+import typing
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, cast
 
 from headrace import errors
-from headrace._headrace import Context, Sink
+from headrace._headrace import Context, RequestStream, Sink
 from headrace.codec import Unencodable, encode_item
 
 Start = Callable[[Any, Sink], None]
 """Begins to answer a request; returns at once."""
+
+_ONLY_STREAMS = (
+    "this endpoint takes a stream of requests, not a single one; pass an asynchronous iterator as the request"
+)
+_NO_STREAMS = "this endpoint takes a single request, not a stream of them"
 
 _THREADS_MAX = 32
 """Threads of one synchronous engine at most, as in ``concurrent.futures``."""
@@ -75,6 +81,30 @@ def takes_context(function: Callable[..., Any]) -> bool:
     raise TypeError(f"an engine takes (request) or (request, ctx), not {signature}")
 
 
+_ITERATORS = (AsyncIterator, AsyncIterable, AsyncGenerator, RequestStream)
+"""Annotations of a first parameter that takes a request stream."""
+
+
+def takes_iterator(function: Callable[..., Any]) -> bool:
+    """Whether an engine's first parameter is annotated as an asynchronous iterator: it takes streams."""
+    try:
+        parameters = inspect.signature(function, eval_str=True).parameters
+    except Exception:
+        # Some annotation cannot be evaluated here, as one that is imported for type checkers only.
+        try:
+            parameters = inspect.signature(function).parameters
+        except ValueError:
+            return False
+    first = next(iter(parameters.values()), None)
+    if first is None or first.kind is first.VAR_POSITIONAL:
+        return False
+    if isinstance(first.annotation, str):
+        name = first.annotation.partition("[")[0].rpartition(".")[2].strip()
+        return any(name == each.__name__ for each in _ITERATORS)
+    origin = typing.get_origin(first.annotation) or first.annotation
+    return any(origin is each for each in _ITERATORS)
+
+
 def _call_kind(function: Callable[..., Any]) -> Callable[..., Any]:
     """What decides how a function runs: itself, or the ``__call__`` of an object."""
     while isinstance(function, functools.partial):
@@ -92,6 +122,14 @@ class Runner:
             with a ``generate`` method of such a kind.
         threads: threads for a synchronous engine; more than one only ever run when requests overlap.
         expose_tracebacks: whether callers are told the engine's traceback.
+
+    Attributes:
+        iterator_first: whether a request stream is given as the request; else it is in the context alone.
+        refuses_single: why single requests are refused, if they are.
+        refuses_stream: why request streams are refused, if they are.
+
+    Raises:
+        TypeError: it is no engine, or a synchronous one that declares a request stream.
     """
 
     def __init__(self, engine: Any, threads: int, *, expose_tracebacks: bool = False) -> None:
@@ -110,6 +148,21 @@ class Runner:
             most = min(threads, _THREADS_MAX, (os.cpu_count() or 1) + 4)
             name = getattr(self._function, "__name__", "engine")
             self._threads = _Threads(run, f"headrace-{name}", most)
+        self.iterator_first = takes_iterator(self._function)
+        self.refuses_single = _ONLY_STREAMS if self.iterator_first else None
+        self.refuses_stream = self._why_no_streams()
+
+    def _why_no_streams(self) -> str | None:
+        if self._threads is not None:
+            if self.iterator_first:
+                raise TypeError("a synchronous engine cannot read a request stream; make it an async one")
+            return f"{_NO_STREAMS}; its engine is synchronous, and only asynchronous ones can read a stream"
+        if self._takes_context or self.iterator_first:
+            return None
+        return (
+            f"{_NO_STREAMS}; an engine reads a stream as ctx.requests, or as its first parameter when that "
+            "is annotated as AsyncIterator"
+        )
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
         """Take the loop that tasks run on (``asyncio.get_running_loop`` costs a system call each time) and

@@ -1,5 +1,6 @@
 from asyncio import AbstractEventLoop, Future, Task
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
+from types import GenericAlias
 from typing import Any, Generic, Literal, Self, TypeVar, final, overload
 
 _T = TypeVar("_T")
@@ -103,6 +104,37 @@ class ResponseStream(Generic[_T]):
         """How often the stream was continued on another instance."""
 
 @final
+class RequestStream(Generic[_T]):
+    """The items of a request that is a stream, as its engine reads them: ``ctx.requests``.
+
+    Iterate it with ``async for``. It ends only when the caller's iterator has ended and every item arrived.
+    A wait that is cancelled or times out loses no item: the stream can be read on. When nobody wants the
+    answer any more, the engine is cancelled; a task that reads on all the same gets
+    ``headrace.errors.StreamKilled``.
+    """
+
+    def __class_getitem__(cls, key: Any) -> GenericAlias: ...
+    def __aiter__(self) -> Self: ...
+    def __anext__(self) -> Awaitable[_T]: ...
+    def __await__(self) -> Generator[Any, None, _T]: ...
+    def __iter__(self) -> Self: ...
+    def __next__(self) -> Any: ...
+    def throw(self, kind: Any, value: Any = None, traceback: Any = None) -> Any: ...
+    def close(self) -> None: ...
+    def chunks(self) -> AsyncIterator[list[_T]]:
+        """Lists of the items that are ready: one list for each wake-up instead of one item."""
+
+    def collect(self) -> Coroutine[Any, Any, list[_T]]:
+        """All items of the stream, as a list."""
+
+    def aclose(self) -> Awaitable[None]:
+        """Want no more items: the caller's iterator is closed, unread items are dropped, the response goes
+        on. Immediate, also when not awaited.
+        """
+
+    def _take_ready(self, into: list[_T], limit: int = 4096) -> None: ...
+
+@final
 class Call(Generic[_T]):
     """A call that has not begun until it is awaited, iterated or entered."""
 
@@ -192,7 +224,14 @@ class Router:
 
 @final
 class EngineSlot:
-    def __new__(cls, start: Callable[[Any, Sink], None], codec: Codec) -> Self: ...
+    def __new__(
+        cls,
+        start: Callable[[Any, Sink], None],
+        codec: Codec,
+        refuses_single: str | None,
+        refuses_stream: str | None,
+        iterator_first: bool,
+    ) -> Self: ...
 
 @final
 class WorkerSettings:
@@ -208,6 +247,7 @@ class WorkerSettings:
         ping_timeout: float,
         max_message_bytes: int,
         streams_per_link: int,
+        stream_window: int,
         discovery: str | bool | None,
         token: str | None,
         insecure: bool,
@@ -246,6 +286,18 @@ class Sink:
     def is_stopped(self) -> bool: ...
 
 @final
+class RequestSink:
+    def bind(self, task: Task[None]) -> None: ...
+    def begin(self) -> Awaitable[None] | None: ...
+    def push(self, object: Any) -> Awaitable[None] | None: ...
+    def pump(self, requests: Any) -> Pump | None: ...
+    def finish(self) -> None: ...
+    def fail(self, error: BaseException) -> bool: ...
+    def _task_done(self, _task: Task[None]) -> None: ...
+    @property
+    def is_closed(self) -> bool: ...
+
+@final
 class Pump:
     def __await__(self) -> Generator[Any]: ...
     def __iter__(self) -> Self: ...
@@ -280,6 +332,20 @@ class Context:
     @property
     def metadata(self) -> dict[str, str]:
         """The caller's metadata."""
+
+    @property
+    def has_requests(self) -> bool:
+        """Whether the request is a stream of items, to be read from :attr:`requests`."""
+
+    @property
+    def requests(self) -> RequestStream[Any]:
+        """The items of the request, when it is a stream of them: the caller has passed an asynchronous
+        iterator. The engine's request is ``None`` then, unless its first parameter is annotated as an
+        ``AsyncIterator``; that is this stream.
+
+        Raises:
+            TypeError: the request is a single one; :attr:`has_requests` tells.
+        """
 
     @property
     def is_stopped(self) -> bool:

@@ -1,14 +1,16 @@
-"""The parts of ``ResponseStream`` that are written in Python: they wait through its own ``__anext__``."""
+"""The parts of ``ResponseStream`` and ``RequestStream`` that are written in Python: they wait through the
+stream's own ``__anext__``.
+"""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from typing import Any
 
-from headrace._headrace import ResponseStream
+from headrace._headrace import RequestStream, ResponseStream
 
 
-async def chunks(stream: ResponseStream[Any]) -> AsyncIterator[list[Any]]:
+async def chunks(stream: ResponseStream[Any] | RequestStream[Any]) -> AsyncIterator[list[Any]]:
     """Yield lists of the items that are ready, waiting only when there is none."""
     async for first in stream:
         ready = [first]
@@ -21,7 +23,7 @@ async def chunks(stream: ResponseStream[Any]) -> AsyncIterator[list[Any]]:
         yield ready
 
 
-async def collect(stream: ResponseStream[Any]) -> list[Any]:
+async def collect(stream: ResponseStream[Any] | RequestStream[Any]) -> list[Any]:
     """All items as one list."""
     items: list[Any] = []
     async for first in stream:

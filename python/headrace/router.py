@@ -183,7 +183,10 @@ class Router:
 
         Args:
             request: anything that can be sent: plain values, ``bytes``, dataclasses, msgspec Structs,
-                pydantic models, numpy arrays. It is encoded at once.
+                pydantic models, numpy arrays. It is encoded at once. Or an asynchronous iterator, which makes
+                the request a stream of the items that it yields: it runs in a task of its own from the await
+                on, once a worker has accepted the request, as far ahead of the engine as the worker's
+                ``stream_window`` allows, and is closed when nobody takes its items any more.
             endpoint: the endpoint's name; may be left out when the worker has exactly one.
             timeout: deadline in seconds instead of the router's; ``None`` for none.
             item_timeout: the same for the wait on an empty stream.
@@ -209,6 +212,7 @@ class Router:
 
         Raises:
             TypeError: the request cannot be encoded; the message names the part.
+            Exception: when awaited or iterated, whatever a request stream raised.
             HeadraceError: when awaited; see ``headrace.errors`` for what each subclass says.
         """
         return self._connected().call(

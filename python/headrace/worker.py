@@ -10,7 +10,7 @@ from typing import Any, Self, cast
 
 from headrace import _headrace
 from headrace._engine import Runner, engine_name
-from headrace._headrace import EngineSlot, WorkerSettings
+from headrace._headrace import Codec, EngineSlot, WorkerSettings
 from headrace._loop import current_hub
 from headrace.codec import codec
 
@@ -119,6 +119,7 @@ def serve(
     ping_timeout: float = 5.0,
     max_message_bytes: int = 32 * MIB,
     streams_per_link: int = 65_536,
+    stream_window: int = 256 * 1024,
     discovery: str | bool | None = None,
     request_type: Any = None,
     expose_tracebacks: bool = False,
@@ -130,7 +131,9 @@ def serve(
     Args:
         engine: an asynchronous generator function (its items are the stream), a coroutine function, a
             function, a generator function, or an object or class with a ``generate`` method of such a kind;
-            called with ``(request)`` or ``(request, ctx)``, whichever it takes. Or a dictionary of endpoint
+            called with ``(request)`` or ``(request, ctx)``, whichever it takes. An asynchronous engine that
+            takes a context reads request streams as ``ctx.requests``; one whose first parameter is
+            annotated as an ``AsyncIterator`` is given the stream as its request. Or a dictionary of endpoint
             names and engines; a single engine's endpoint is its ``__name__``. Synchronous engines run on
             threads of their own, several at once when requests overlap; ``concurrency=1`` prevents that.
         address: ``"host:port"`` (port 0: the system chooses) or ``"unix:/path"``.
@@ -142,12 +145,14 @@ def serve(
         ping_timeout: further seconds after which it is given up.
         max_message_bytes: largest request and item.
         streams_per_link: streams open at once on one router's link.
+        stream_window: bytes that a request stream may be ahead of its engine, 4 KiB to 1 GiB.
         discovery: where routers find the worker: ``"file:///dir"``, a directory in which it lists itself;
             ``None`` for this user's own directory for the namespace, where ``Router()`` looks; ``False`` for
             nowhere. The entry goes when the worker drains or closes, or its process ends in any way. When
             the user's directory cannot be used, a ``RuntimeWarning`` says why; with ``True``, or a directory
             that is named, that is an ``OSError``.
-        request_type: a type that requests are decoded into (see ``Router(response_type=)``).
+        request_type: a type that requests, and the items of request streams, are decoded into (see
+            ``Router(response_type=)``).
         expose_tracebacks: tell callers the traceback of an engine that raises.
         token: routers must present it.
         insecure: allow addresses off loopback. Nothing on the wire is encrypted.
@@ -183,6 +188,7 @@ def serve(
         ping_timeout=ping_timeout,
         max_message_bytes=max_message_bytes,
         streams_per_link=streams_per_link,
+        stream_window=stream_window,
         discovery=discovery,
         token=token,
         insecure=insecure,
@@ -195,7 +201,7 @@ def serve(
     async def begin() -> Worker:
         for runner in runners.values():
             runner.attach(asyncio.get_running_loop())
-        slots = [(name, EngineSlot(runner.start, values)) for name, runner in runners.items()]
+        slots = [(name, _slot(runner, values)) for name, runner in runners.items()]
         native = await _headrace.bind(settings, slots, current_hub())
         if native.unlisted is not None:
             warnings.warn(
@@ -207,3 +213,9 @@ def serve(
         return Worker(native, list(runners.values()))
 
     return Serving(begin)
+
+
+def _slot(runner: Runner, values: Codec) -> EngineSlot:
+    return EngineSlot(
+        runner.start, values, runner.refuses_single, runner.refuses_stream, runner.iterator_first
+    )

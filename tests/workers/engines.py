@@ -45,12 +45,19 @@ async def echo(request):
     return request
 
 
+async def mirror(request, ctx):
+    """Yields the items of a request stream."""
+    async for item in ctx.requests:
+        yield item
+
+
 async def main() -> None:
     settings = {}
     for argument in sys.argv[1:]:
         name, _, value = argument.partition("=")
         settings[name] = float(value) if "." in value else int(value)
-    async with hr.serve({"count": count, "block": block, "late": late, "echo": echo}, **settings) as worker:
+    engines = {"count": count, "block": block, "late": late, "echo": echo, "mirror": mirror}
+    async with hr.serve(engines, **settings) as worker:
         print(worker.address, flush=True)
         await worker.wait_closed()
 

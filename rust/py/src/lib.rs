@@ -5,7 +5,9 @@
 //! |---|---|
 //! | [`bridge`] | one hub per event loop; how a task waits and is woken |
 //! | [`router`], [`reading`], [`response`] | calls, how tasks wait for them, what Python sees of that |
-//! | [`worker`], [`sink`], [`pump`] | engines, where their items go, how generators are driven |
+//! | [`worker`], [`sink`], [`context`] | engines, where their items go, what they know of their request |
+//! | [`requests`] | requests that are streams, at the caller and at the engine |
+//! | [`pushing`], [`pump`] | how items go out, how generators are driven |
 //! | [`payload`] | objects as bytes and back |
 //! | [`errors`] | Rust errors as exceptions |
 //! | [`runtime`] | tokio's thread, fork, exit, the cold calls |
@@ -15,11 +17,14 @@
 
 mod audit;
 mod bridge;
+mod context;
 mod errors;
 mod ffi;
 mod payload;
 mod pump;
+mod pushing;
 mod reading;
+mod requests;
 mod response;
 mod router;
 mod runtime;
@@ -38,9 +43,13 @@ mod _headrace {
     #[pymodule_export]
     use crate::bridge::waiter::Waiter;
     #[pymodule_export]
+    use crate::context::Context;
+    #[pymodule_export]
     use crate::payload::Codec;
     #[pymodule_export]
     use crate::pump::Pump;
+    #[pymodule_export]
+    use crate::requests::{RequestSink, RequestStream};
     #[pymodule_export]
     use crate::response::{Call, ResponseStream, UnaryCall};
     #[pymodule_export]
@@ -48,7 +57,7 @@ mod _headrace {
     #[pymodule_export]
     use crate::runtime::{_exit, _forked};
     #[pymodule_export]
-    use crate::sink::{Context, Sink};
+    use crate::sink::Sink;
     #[pymodule_export]
     use crate::worker::{EngineSlot, Worker, WorkerSettings, bind};
     use pyo3::prelude::*;

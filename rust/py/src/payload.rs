@@ -10,7 +10,9 @@ use headrace::wire::limits::REFERENCE_BYTES_MIN;
 use pyo3::exceptions::{PyException, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
-use pyo3::types::{PyByteArray, PyBytes, PyMemoryView};
+use pyo3::types::{
+    PyBool, PyByteArray, PyBytes, PyDict, PyFloat, PyInt, PyList, PyMemoryView, PyString, PyTuple,
+};
 
 use crate::bridge::hub::{Event, Hub};
 use crate::ffi::ReceivedBuffer;
@@ -67,7 +69,7 @@ impl Codec {
             let bytes = py.get_type::<PyBytes>().call1((object,))?.cast_into::<PyBytes>()?;
             return Ok(Encoded { encoding: raw, bytes });
         }
-        if may_be_array(object) {
+        if !is_builtin(object) {
             let array = self.encode_array.bind(py).call1((object,))?;
             if !array.is_none() {
                 let bytes = array.cast_into::<PyBytes>()?;
@@ -98,18 +100,39 @@ impl Codec {
     }
 }
 
-/// Only an object of no builtin type can be an array.
-fn may_be_array(object: &Bound<'_, PyAny>) -> bool {
-    use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyList, PyString, PyTuple};
-    let plain = object.is_exact_instance_of::<PyDict>()
+/// Whether an object is of a builtin type, and therefore neither an array nor a stream of items.
+fn is_builtin(object: &Bound<'_, PyAny>) -> bool {
+    object.is_exact_instance_of::<PyDict>()
         || object.is_exact_instance_of::<PyString>()
         || object.is_exact_instance_of::<PyInt>()
         || object.is_exact_instance_of::<PyFloat>()
         || object.is_exact_instance_of::<PyList>()
         || object.is_exact_instance_of::<PyTuple>()
         || object.is_exact_instance_of::<PyBool>()
-        || object.is_none();
-    !plain
+        || object.is_none()
+}
+
+/// Whether a request is to be sent as a stream of items: it is asynchronously iterable, and of no type that
+/// has an encoding as a whole.
+pub(crate) fn is_stream(request: &Bound<'_, PyAny>) -> PyResult<bool> {
+    let py = request.py();
+    if request.is_exact_instance_of::<PyBytes>() || is_builtin(request) {
+        return Ok(false);
+    }
+    let kind = request.get_type();
+    if !kind.hasattr(pyo3::intern!(py, "__aiter__"))? {
+        return Ok(false);
+    }
+    let is_value = request.is_instance_of::<PyDict>()
+        || request.is_instance_of::<PyList>()
+        || request.is_instance_of::<PyTuple>()
+        || request.is_instance_of::<PyString>()
+        || request.is_instance_of::<PyBytes>()
+        || kind.hasattr(pyo3::intern!(py, "__struct_fields__"))?
+        || kind.hasattr(pyo3::intern!(py, "__dataclass_fields__"))?
+        || kind.hasattr(pyo3::intern!(py, "__attrs_attrs__"))?
+        || kind.hasattr(pyo3::intern!(py, "model_dump"))?;
+    Ok(!is_value)
 }
 
 /// What arrays rely on for their data; the data lie at a multiple of it within the payload.

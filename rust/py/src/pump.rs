@@ -1,9 +1,10 @@
-//! Drives an asynchronous generator natively: the engine's runner awaits a [`Pump`], which steps the generator
-//! and pushes what it yields until the generator ends or has to wait. The runner's own frame is then entered
-//! once for each wait instead of once for each item.
+//! Drives an asynchronous generator natively: a coroutine awaits a [`Pump`], which steps the generator and
+//! pushes what it yields until the generator ends or has to wait. The coroutine's own frame is then entered
+//! once for each wait instead of once for each item. The coroutine is an engine's runner, or what sends a
+//! caller's request stream.
 //!
 //! The pump is an iterator below a real coroutine of a real task, so `asyncio.timeout`, `current_task` and
-//! cancellation work in the engine as anywhere; what the generator raises passes through unchanged.
+//! cancellation work in the generator as anywhere; what the generator raises passes through unchanged.
 
 use parking_lot::Mutex;
 use pyo3::exceptions::{PyRuntimeError, PyStopAsyncIteration, PyStopIteration};
@@ -11,7 +12,9 @@ use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
 use crate::ffi::{AsyncGenerator, Sent, send_none};
-use crate::sink::{Sink, Wait};
+use crate::pushing::Wait;
+use crate::requests::RequestSink;
+use crate::sink::Sink;
 
 #[derive(Debug)]
 enum State {
@@ -26,18 +29,36 @@ enum State {
     Ended,
 }
 
-/// See the module's text. Made by `Sink.pump`.
+/// Where a generator's items go.
+#[derive(Debug)]
+pub(crate) enum PumpsInto {
+    /// An engine's answer.
+    Answer(Py<Sink>),
+    /// A caller's request.
+    Request(Py<RequestSink>),
+}
+
+impl PumpsInto {
+    fn push_item(&self, item: &Bound<'_, PyAny>) -> PyResult<Wait> {
+        match self {
+            Self::Answer(sink) => sink.get().push_item(item),
+            Self::Request(sink) => sink.get().push_item(item),
+        }
+    }
+}
+
+/// See the module's text. Made by the `pump` of either sink.
 #[pyclass(frozen, module = "headrace._headrace")]
 #[derive(Debug)]
 pub(crate) struct Pump {
-    sink: Py<Sink>,
+    into: PumpsInto,
     generator: AsyncGenerator,
     state: Mutex<State>,
 }
 
 impl Pump {
-    pub(crate) const fn new(sink: Py<Sink>, generator: AsyncGenerator) -> Self {
-        Self { sink, generator, state: Mutex::new(State::Idle) }
+    pub(crate) const fn new(into: PumpsInto, generator: AsyncGenerator) -> Self {
+        Self { into, generator, state: Mutex::new(State::Idle) }
     }
 
     fn enter(&self) -> PyResult<State> {
@@ -49,14 +70,13 @@ impl Pump {
 
     /// Steps the generator until it waits or ends. `None` is the end.
     fn run(&self, py: Python<'_>, mut step: Option<Py<PyAny>>) -> PyResult<Option<Py<PyAny>>> {
-        let sink = self.sink.get();
         loop {
             let next = match step.take() {
                 Some(next) => next.into_bound(py),
                 None => self.generator.anext(py)?,
             };
             match send_none(&next) {
-                Sent::Item(item) => match sink.push_item(&item)? {
+                Sent::Item(item) => match self.into.push_item(&item)? {
                     Wait::None => {}
                     Wait::Turn => return Ok(Some(self.wait(py.None()))),
                     Wait::For(waiter) => return Ok(Some(self.wait(waiter))),
@@ -105,12 +125,12 @@ impl Pump {
         self.leave(self.run(py, step))
     }
 
-    /// An exception thrown into the engine's task. The generator may catch it and yield on.
+    /// An exception thrown into the task. The generator may catch it and yield on.
     #[pyo3(signature = (*exception))]
     fn throw(&self, exception: &Bound<'_, PyTuple>) -> PyResult<Option<Py<PyAny>>> {
         let py = exception.py();
         let State::Step(step) = self.enter()? else {
-            // Not in the generator: it is the runner's, which closes the generator.
+            // Not in the generator: it is the coroutine's, which closes the generator.
             return self.leave(Err(raised(exception)));
         };
         let thrown = step.bind(py).call_method1(pyo3::intern!(py, "throw"), exception);
@@ -121,7 +141,7 @@ impl Pump {
             }
             Err(error) if error.is_instance_of::<PyStopIteration>(py) => {
                 let item = error.value(py).getattr(pyo3::intern!(py, "value"))?;
-                match self.sink.get().push_item(&item) {
+                match self.into.push_item(&item) {
                     Ok(Wait::None) => self.run(py, None),
                     Ok(Wait::Turn) => Ok(Some(self.wait(py.None()))),
                     Ok(Wait::For(waiter)) => Ok(Some(self.wait(waiter))),

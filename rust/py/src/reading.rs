@@ -1,10 +1,13 @@
-//! One call as tasks of the loop wait for it: the core's call or stream, a place to wait, and the end of both.
-//! What Python sees of it is in [`crate::response`].
+//! How tasks of the loop wait for items, and one call as they wait for it: the core's call or stream, a place
+//! to wait, and the end of both. What Python sees of it is in [`crate::response`].
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use headrace::{Call as CoreCall, CallError, Item, Ready, ResponseStream as CoreStream};
+use headrace::{
+    Call as CoreCall, CallError, CallErrorKind, Item, Ready, RequestSink as CoreSink,
+    ResponseStream as CoreStream,
+};
 use parking_lot::Mutex;
 use pyo3::prelude::*;
 
@@ -14,6 +17,7 @@ use crate::bridge::waiter::already_awaited;
 use crate::errors::call_error;
 use crate::ffi::ForkSafe;
 use crate::payload::{Codec, own};
+use crate::requests::{Failure, RequestSink};
 use crate::router::RouterHandle;
 use crate::runtime::is_forked;
 
@@ -35,8 +39,7 @@ enum State {
 #[derive(Debug)]
 struct Inner {
     state: State,
-    parking: Option<Parking>,
-    ready_run: u32,
+    place: Place,
 }
 
 /// What one step of an awaitable leads to.
@@ -48,6 +51,8 @@ pub(crate) enum Step {
     Item(Item),
     End,
     Failed(CallError),
+    /// A request stream was cut off.
+    Cut,
     /// Opened.
     Opened,
 }
@@ -59,16 +64,102 @@ pub(crate) struct Resume {
     pub(crate) request: Py<PyAny>,
 }
 
+/// Where one task at a time waits for items, and how many it has taken since it last waited.
+#[derive(Debug, Default)]
+pub(crate) struct Place {
+    parking: Option<Parking>,
+    ready_run: u32,
+}
+
+impl Place {
+    /// The fast path: what `try_next` finds, if that is anything.
+    pub(crate) fn take_ready(&mut self, try_next: impl FnOnce() -> Option<Step>) -> Option<Step> {
+        if self.ready_run >= READY_RUN_MAX {
+            self.ready_run = 0;
+            return Some(Step::Turn);
+        }
+        self.ready_run += 1;
+        let found = try_next();
+        if found.is_none() {
+            self.ready_run = 0;
+        }
+        found
+    }
+
+    /// Polls; while that is pending, the step is to wait. Two tasks cannot wait for the same `what`.
+    pub(crate) fn step(
+        &mut self,
+        py: Python<'_>,
+        hub: &Arc<Hub>,
+        what: &str,
+        poll: impl FnOnce(&mut Context<'_>) -> Poll<Step>,
+    ) -> PyResult<Step> {
+        let parking = match &mut self.parking {
+            Some(parking) => parking,
+            none => none.insert(hub.parking(py)?),
+        };
+        if parking.is_awaited() {
+            return Err(already_awaited(what));
+        }
+        match poll(&mut Context::from_waker(parking.waker())) {
+            Poll::Ready(step) => Ok(step),
+            Poll::Pending => Ok(Step::Wait(parking.arm(py))),
+        }
+    }
+
+    /// Lets another use the place.
+    pub(crate) fn give_back(&mut self, hub: &Arc<Hub>) {
+        if let Some(parking) = self.parking.take() {
+            hub.recycle(parking);
+        }
+    }
+}
+
+/// A caller's request stream, from the call to the task that sends it.
+#[derive(Debug)]
+pub(crate) struct Feeding {
+    /// The caller's iterator and the sink for its items, until the call begins.
+    waiting: Mutex<Option<(Py<PyAny>, Py<RequestSink>)>>,
+    failure: Arc<Failure>,
+}
+
+impl Feeding {
+    pub(crate) fn new(
+        requests: &Bound<'_, PyAny>,
+        hub: Arc<Hub>,
+        codec: Py<Codec>,
+        sink: CoreSink,
+    ) -> PyResult<Self> {
+        let failure = Arc::<Failure>::default();
+        let sink = Py::new(requests.py(), RequestSink::new(hub, codec, sink, Arc::clone(&failure)))?;
+        Ok(Self { waiting: Mutex::new(Some((requests.clone().unbind(), sink))), failure })
+    }
+
+    /// The call begins, and with it the task that sends the items.
+    fn begin(&self, py: Python<'_>) -> PyResult<()> {
+        let waiting = self.waiting.lock().take();
+        waiting.map_or(Ok(()), |(requests, sink)| RequestSink::start(sink.bind(py), requests))
+    }
+}
+
+/// What the caller has in Python beside the request.
+#[derive(Debug)]
+pub(crate) struct PythonSide {
+    /// What sends the request, if it is a stream.
+    pub(crate) feeding: Option<Feeding>,
+    pub(crate) resume: Option<Resume>,
+    /// A step may run a routing policy in Python: then no lock is held meanwhile.
+    pub(crate) asks: bool,
+}
+
 /// One call and what it has become: how a task waits for it, and how it ends when nobody does any more.
 #[derive(Debug)]
 pub(crate) struct Reading {
     pub(crate) hub: Arc<Hub>,
     pub(crate) codec: Py<Codec>,
     request_id: String,
-    resume: Option<Resume>,
-    /// A step may run a routing policy in Python: then no lock is held meanwhile.
-    asks_python: bool,
     inner: ForkSafe<Mutex<Inner>>,
+    python: PythonSide,
     /// The router, which must not close while a stream of it is read.
     _router: Arc<RouterHandle>,
 }
@@ -79,20 +170,12 @@ impl Reading {
         codec: Py<Codec>,
         request_id: String,
         call: CoreCall,
-        resume: Option<Resume>,
-        asks_python: bool,
+        python: PythonSide,
         router: Arc<RouterHandle>,
     ) -> Self {
-        let inner = Inner { state: State::Opening(Box::new(call)), parking: None, ready_run: 0 };
-        Self {
-            hub,
-            codec,
-            request_id,
-            resume,
-            asks_python,
-            inner: ForkSafe::new(Mutex::new(inner)),
-            _router: router,
-        }
+        let inner = Inner { state: State::Opening(Box::new(call)), place: Place::default() };
+        let inner = ForkSafe::new(Mutex::new(inner));
+        Self { hub, codec, request_id, inner, python, _router: router }
     }
 
     /// Runs one step of whatever is awaited. `what` is polled with the stream once it is open.
@@ -102,64 +185,61 @@ impl Reading {
         what: impl Fn(&CoreStream, &Context<'_>) -> Poll<Step>,
     ) -> PyResult<Step> {
         self.hub.check(py)?;
+        if let Some(feeding) = &self.python.feeding {
+            feeding.begin(py)?;
+        }
         let mut inner = self.inner.lock();
-        let place = match inner.parking.take() {
-            Some(place) => place,
-            None if matches!(inner.state, State::Stepping) => return Err(already_awaited("this response")),
-            None => self.hub.parking(py)?,
-        };
-        if place.is_awaited() {
-            inner.parking = Some(place);
+        if !self.python.asks {
+            let Inner { state, place } = &mut *inner;
+            return place.step(py, &self.hub, "this response", |cx| advance(state, cx, what));
+        }
+        if matches!(inner.state, State::Stepping) {
             return Err(already_awaited("this response"));
         }
-        let cx = Context::from_waker(place.waker());
-        let step = if self.asks_python {
-            let mut state = std::mem::replace(&mut inner.state, State::Stepping);
-            drop(inner);
-            let step = advance(&mut state, &cx, what);
-            inner = self.inner.lock();
-            if !matches!(inner.state, State::Stepping) {
-                // Closed meanwhile: what the state held is killed as it is dropped.
-                inner.parking = Some(place);
-                drop(inner);
-                drop(state);
-                return Ok(Step::End);
-            }
+        let mut state = std::mem::replace(&mut inner.state, State::Stepping);
+        let mut place = std::mem::take(&mut inner.place);
+        drop(inner);
+        let step = place.step(py, &self.hub, "this response", |cx| advance(&mut state, cx, what));
+        let mut inner = self.inner.lock();
+        inner.place = place;
+        if matches!(inner.state, State::Stepping) {
             inner.state = state;
-            step
-        } else {
-            advance(&mut inner.state, &cx, what)
-        };
-        let step = step.unwrap_or_else(|| Step::Wait(place.arm(py)));
-        inner.parking = Some(place);
-        Ok(step)
+            return step;
+        }
+        // Closed meanwhile: what the state held is killed as it is dropped.
+        drop(inner);
+        drop(state);
+        Ok(Step::End)
     }
 
     /// The fast path of `__next__`: what is there already.
     pub(crate) fn take_ready(&self) -> Option<Step> {
         let mut inner = self.inner.lock();
-        let Inner { state: State::Open(stream), ready_run, .. } = &mut *inner else { return None };
-        if *ready_run >= READY_RUN_MAX {
-            *ready_run = 0;
-            return Some(Step::Turn);
-        }
-        *ready_run += 1;
-        match stream.try_next() {
+        let Inner { state: State::Open(stream), place } = &mut *inner else { return None };
+        place.take_ready(|| match stream.try_next() {
             Ready::Item(item) => Some(Step::Item(item)),
             Ready::End => Some(Step::End),
             Ready::Failed(error) => Some(Step::Failed(error)),
-            Ready::Pending => {
-                *ready_run = 0;
-                None
-            }
-        }
+            Ready::Pending => None,
+        })
+    }
+
+    /// The exception for a call's failure: what the caller's own iterator raised, if that is what failed.
+    pub(crate) fn error(&self, py: Python<'_>, error: &CallError) -> PyErr {
+        let raised = match (&error.kind, &self.python.feeding) {
+            (CallErrorKind::RequestFailed { .. }, Some(feeding)) => feeding.failure.take(),
+            _ => None,
+        };
+        raised.map_or_else(|| call_error(py, error), |raised| PyErr::from_value(raised.into_bound(py)))
     }
 
     /// The stream has failed: continues it if the caller has said how, else raises what it failed with.
     pub(crate) fn go_on(&self, py: Python<'_>, lost: CallError) -> PyResult<()> {
-        let Some(Resume { function, request }) = &self.resume else { return Err(call_error(py, &lost)) };
+        let Some(Resume { function, request }) = &self.python.resume else {
+            return Err(self.error(py, &lost));
+        };
         let Some(kept) = self.with_open(CoreStream::kept).flatten() else {
-            return Err(call_error(py, &lost));
+            return Err(self.error(py, &lost));
         };
         let codec = self.codec.get();
         // No lock is held while the caller's function runs.
@@ -222,6 +302,9 @@ impl Reading {
     /// A task that awaits this was cancelled or closed: nobody reads on.
     pub(crate) fn abandon(&self, py: Python<'_>) -> PyResult<()> {
         self.kill_now();
+        if let Some(feeding) = &self.python.feeding {
+            drop(feeding.failure.take());
+        }
         self.hub.settle(py)
     }
 }
@@ -232,34 +315,28 @@ impl Drop for Reading {
             // The KILL that this may send is flushed by the loop, which has to be told.
             self.kill_now();
             self.hub.flush_later();
-            let parking = self.inner.lock().parking.take();
-            if let Some(parking) = parking {
-                self.hub.recycle(parking);
-            }
+            self.inner.lock().place.give_back(&self.hub);
         }
     }
 }
 
-/// One step of a state; `None` when it has to wait. `what` is polled with the stream once it is open.
+/// One step of a state. `what` is polled with the stream once it is open.
 fn advance(
     state: &mut State,
     cx: &Context<'_>,
     what: impl Fn(&CoreStream, &Context<'_>) -> Poll<Step>,
-) -> Option<Step> {
+) -> Poll<Step> {
     if let State::Opening(call) = state {
         match call.poll_open(cx) {
-            Poll::Pending => return None,
+            Poll::Pending => return Poll::Pending,
             Poll::Ready(Ok(stream)) => *state = State::Open(stream),
             Poll::Ready(Err(error)) => *state = State::Failed(error),
         }
     }
     match state {
-        State::Open(stream) => match what(stream, cx) {
-            Poll::Ready(step) => Some(step),
-            Poll::Pending => None,
-        },
-        State::Failed(error) => Some(Step::Failed(error.clone())),
-        State::Opening(_) | State::Stepping | State::Closed => Some(Step::End),
+        State::Open(stream) => what(stream, cx),
+        State::Failed(error) => Poll::Ready(Step::Failed(error.clone())),
+        State::Opening(_) | State::Stepping | State::Closed => Poll::Ready(Step::End),
     }
 }
 

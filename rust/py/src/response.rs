@@ -10,7 +10,6 @@ use pyo3::prelude::*;
 use pyo3::types::PyList;
 
 use crate::bridge::waiter::already_awaited;
-use crate::errors::call_error;
 use crate::ffi::raise_stop_iteration;
 use crate::reading::{Reading, Step, found};
 use crate::runtime::check_fork;
@@ -50,7 +49,7 @@ impl ResponseStream {
                 Step::Item(item) => raise_stop_iteration(self.0.codec.get().decode(py, &item)?),
                 Step::Wait(waiter) => Ok(Some(waiter)),
                 Step::Turn => Ok(Some(py.None())),
-                Step::End | Step::Opened => Err(PyStopAsyncIteration::new_err(())),
+                Step::End | Step::Opened | Step::Cut => Err(PyStopAsyncIteration::new_err(())),
                 Step::Failed(error) => {
                     self.0.go_on(py, error)?;
                     continue;
@@ -289,8 +288,8 @@ fn stepped(py: Python<'_>, reading: &Reading, step: Step) -> PyResult<Option<Py<
         Step::Item(item) => raise_stop_iteration(reading.codec.get().decode(py, &item)?),
         Step::Wait(waiter) => Ok(Some(waiter)),
         Step::Turn => Ok(Some(py.None())),
-        Step::Failed(error) => Err(call_error(py, &error)),
-        Step::End | Step::Opened => Err(already_awaited("a call that was closed")),
+        Step::Failed(error) => Err(reading.error(py, &error)),
+        Step::End | Step::Opened | Step::Cut => Err(already_awaited("a call that was closed")),
     }
 }
 

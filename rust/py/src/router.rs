@@ -3,8 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use headrace::address::AddressError;
 use headrace::discovery::{Directory, Discovery, Fixed};
+use headrace::wire::kind::Encoding;
 use headrace::{
     Address, CallOptions, Choose, InstanceInfo, InstanceState, Item, Policy, Router as CoreRouter,
     RouterConfig,
@@ -18,8 +20,8 @@ use crate::bridge::hub::{Closes, Hub, HubDriver};
 use crate::bridge::loop_hub::LoopHub;
 use crate::errors::start_error;
 use crate::ffi::ForkSafe;
-use crate::payload::{Codec, own};
-use crate::reading::{Reading, Resume};
+use crate::payload::{Codec, is_stream, own};
+use crate::reading::{Feeding, PythonSide, Reading, Resume};
 use crate::response::{Call, UnaryCall};
 use crate::runtime::{check_process, cold, handle};
 
@@ -262,8 +264,18 @@ impl Router {
         let py = request.py();
         check_process(py)?;
         self.hub.check(py)?;
-        let encoded = codec.get().encode(request)?;
-        let payload = Item { encoding: encoded.encoding, payload: own(&self.hub, &encoded.bytes) };
+        let streams = is_stream(request)?;
+        if streams && (idempotent || resume.is_some()) {
+            return Err(PyValueError::new_err(
+                "a request stream is sent once and not kept: idempotent= and resume= do not go with it",
+            ));
+        }
+        let payload = if streams {
+            Item { encoding: Encoding::Raw as u8, payload: Bytes::new() }
+        } else {
+            let encoded = codec.get().encode(request)?;
+            Item { encoding: encoded.encoding, payload: own(&self.hub, &encoded.bytes) }
+        };
         let mut options = CallOptions::new(payload);
         options.endpoint = endpoint.unwrap_or_default();
         options.timeout = some_seconds("timeout", timeout)?;
@@ -277,11 +289,16 @@ impl Router {
         options.traceparent = traceparent.unwrap_or_default();
         options.single = single;
         let request_id = options.request_id.clone();
-        let call = self.with(py, |router| router.call(options))?;
+        let (hub, owned) = (Arc::clone(&self.hub), Arc::clone(&self.owned));
+        let (call, feeding) = if streams {
+            let (sink, call) = self.with(py, |router| router.call_streaming(options))?;
+            (call, Some(Feeding::new(request, Arc::clone(&hub), codec.clone_ref(py), sink)?))
+        } else {
+            (self.with(py, |router| router.call(options))?, None)
+        };
         let resume = resume.map(|function| Resume { function, request: request.clone().unbind() });
-        let hub = Arc::clone(&self.hub);
-        let owned = Arc::clone(&self.owned);
-        let reading = Reading::new(hub, codec, request_id, call, resume, self.asks_python, owned);
+        let python = PythonSide { feeding, resume, asks: self.asks_python };
+        let reading = Reading::new(hub, codec, request_id, call, python, owned);
         Ok(if single {
             Py::new(py, UnaryCall::new(reading))?.into_any()
         } else {

@@ -1,10 +1,11 @@
 //! `Worker`, the engines behind it and the sink that their items go into.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use headrace::discovery::Directory;
-use headrace::wire::body::{Fault, FaultCode};
+use headrace::wire::body::{Fault, FaultCode, Shape};
 use headrace::{Address, Engine, Request, Responder, StartError, Worker as CoreWorker, WorkerConfig};
 use parking_lot::Mutex;
 use pyo3::prelude::*;
@@ -15,6 +16,7 @@ use crate::bridge::loop_hub::LoopHub;
 use crate::errors::start_error;
 use crate::ffi::ForkSafe;
 use crate::payload::Codec;
+use crate::requests::RequestStream;
 use crate::router::{directory, seconds, whole};
 use crate::runtime::{check_process, cold, handle};
 use crate::sink::Sink;
@@ -26,6 +28,12 @@ pub(crate) struct EngineSlot {
     /// `(request, sink)`: begins to answer.
     start: Py<PyAny>,
     codec: Py<Codec>,
+    /// Why it takes no single requests, if so.
+    refuses_single: Option<Arc<str>>,
+    /// Why it takes no request streams, if so.
+    refuses_stream: Option<Arc<str>>,
+    /// A request stream is its request, and not only in its context.
+    iterator_first: bool,
     instance_id: Mutex<Arc<str>>,
     hub: Mutex<Option<Arc<Hub>>>,
 }
@@ -33,8 +41,23 @@ pub(crate) struct EngineSlot {
 #[pymethods]
 impl EngineSlot {
     #[new]
-    fn new(start: Py<PyAny>, codec: Py<Codec>) -> Self {
-        Self { start, codec, instance_id: Mutex::new("".into()), hub: Mutex::new(None) }
+    #[pyo3(signature = (start, codec, refuses_single, refuses_stream, iterator_first))]
+    fn new(
+        start: Py<PyAny>,
+        codec: Py<Codec>,
+        refuses_single: Option<String>,
+        refuses_stream: Option<String>,
+        iterator_first: bool,
+    ) -> Self {
+        Self {
+            start,
+            codec,
+            refuses_single: refuses_single.map(Arc::from),
+            refuses_stream: refuses_stream.map(Arc::from),
+            iterator_first,
+            instance_id: Mutex::new("".into()),
+            hub: Mutex::new(None),
+        }
     }
 }
 
@@ -43,6 +66,8 @@ impl EngineSlot {
 struct LoopEngine {
     hub: Arc<Hub>,
     slot: Slot,
+    refuses_single: Option<Arc<str>>,
+    refuses_stream: Option<Arc<str>>,
 }
 
 impl Engine for LoopEngine {
@@ -51,6 +76,14 @@ impl Engine for LoopEngine {
             return responder.fail(shut_down());
         }
         self.hub.push(Event::Start(self.slot, Box::new((request, responder))));
+    }
+
+    fn refuses(&self, request_shape: Shape) -> Option<Cow<'_, str>> {
+        let refusal = match request_shape {
+            Shape::Single => &self.refuses_single,
+            Shape::Many => &self.refuses_stream,
+        };
+        refusal.as_deref().map(Cow::from)
     }
 }
 
@@ -66,14 +99,27 @@ fn shut_down() -> Fault {
 /// Begins a request on the loop's thread.
 pub(crate) fn start(
     engine: &Bound<'_, EngineSlot>,
-    (request, responder): (Request, Responder),
+    (mut request, responder): (Request, Responder),
 ) -> PyResult<()> {
     let py = engine.py();
     let slot = engine.get();
     if responder.is_killed() {
         return Ok(());
     }
-    let payload = match slot.codec.get().decode(py, &request.payload) {
+    let Some(hub) = slot.hub.lock().clone() else { return Ok(()) };
+    let requests = match request.requests.take() {
+        Some(items) => {
+            let items = RequestStream::new(Arc::clone(&hub), slot.codec.clone_ref(py), items);
+            Some(Bound::new(py, items)?)
+        }
+        None => None,
+    };
+    let payload = match &requests {
+        Some(items) if slot.iterator_first => Ok(items.clone().into_any()),
+        Some(_) => Ok(py.None().into_bound(py)),
+        None => slot.codec.get().decode(py, &request.payload),
+    };
+    let payload = match payload {
         Ok(payload) => payload,
         Err(error) => {
             responder.fail(Fault {
@@ -85,9 +131,9 @@ pub(crate) fn start(
             return Ok(());
         }
     };
-    let Some(hub) = slot.hub.lock().clone() else { return Ok(()) };
     let instance_id = Arc::clone(&slot.instance_id.lock());
-    let sink = Bound::new(py, Sink::new(hub, slot.codec.clone_ref(py), instance_id, request, responder))?;
+    let (codec, requests) = (slot.codec.clone_ref(py), requests.map(Bound::unbind));
+    let sink = Bound::new(py, Sink::new(hub, codec, instance_id, request, requests, responder))?;
     Sink::watch(&sink);
     slot.start.call1(py, (payload, &sink)).map(drop).or_else(|error| sink.get().fail_with(py, &error))
 }
@@ -113,7 +159,7 @@ pub(crate) struct WorkerSettings {
 impl WorkerSettings {
     #[new]
     #[pyo3(signature = (address, *, namespace, concurrency, queue, drain_timeout, ping_interval, ping_timeout,
-        max_message_bytes, streams_per_link, discovery, token, insecure))]
+        max_message_bytes, streams_per_link, stream_window, discovery, token, insecure))]
     #[expect(clippy::too_many_arguments, reason = "they mirror the keywords of `serve`")]
     fn new(
         address: &str,
@@ -125,6 +171,7 @@ impl WorkerSettings {
         ping_timeout: f64,
         max_message_bytes: &Bound<'_, PyAny>,
         streams_per_link: &Bound<'_, PyAny>,
+        stream_window: &Bound<'_, PyAny>,
         discovery: Option<Discover>,
         token: Option<String>,
         insecure: bool,
@@ -147,6 +194,7 @@ impl WorkerSettings {
             ping_timeout: seconds("ping_timeout", ping_timeout)?,
             max_message_bytes: whole("max_message_bytes", max_message_bytes)?,
             streams_per_link: whole("streams_per_link", streams_per_link)?,
+            stream_window: whole("stream_window", stream_window)?,
             token,
             insecure,
         };
@@ -243,7 +291,12 @@ pub(crate) fn bind<'py>(
         *engine.get().hub.lock() = Some(Arc::clone(&hub));
         let slot = hub.add_target(Target::Engine(engine.clone_ref(py)));
         slots.push(slot);
-        served.push((name, Arc::new(LoopEngine { hub: Arc::clone(&hub), slot })));
+        let (refuses_single, refuses_stream) =
+            (engine.get().refuses_single.clone(), engine.get().refuses_stream.clone());
+        served.push((
+            name,
+            Arc::new(LoopEngine { hub: Arc::clone(&hub), slot, refuses_single, refuses_stream }),
+        ));
         kept.push(engine);
     }
     let driver = Arc::new(HubDriver(Arc::clone(&hub)));

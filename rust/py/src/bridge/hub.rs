@@ -29,7 +29,9 @@ use super::reader::LinkReader;
 use super::waiter::Waiter;
 use super::wake::Wake;
 use crate::audit::entered_python;
+use crate::requests::RequestSink;
 use crate::runtime::is_forked;
+use crate::sink::Sink;
 
 /// Events handled in one callback before the loop gets its turn.
 const EVENTS_PER_DRAIN: usize = 512;
@@ -68,7 +70,9 @@ pub(crate) enum Target {
     /// A task waits.
     Waiter(Py<Waiter>),
     /// A request that STOP or KILL came for.
-    Sink(Py<crate::sink::Sink>),
+    Sink(Py<Sink>),
+    /// A caller's request stream of which no more items are wanted.
+    Requests(Py<RequestSink>),
     /// An engine: called with a request's payload and its sink.
     Engine(Py<crate::worker::EngineSlot>),
 }
@@ -359,7 +363,7 @@ impl Hub {
             Event::Start(slot, request) => {
                 let engine = self.with_target(slot, |target| match target {
                     Target::Engine(engine) => Some(engine.clone_ref(py)),
-                    Target::Waiter(_) | Target::Sink(_) => None,
+                    Target::Waiter(_) | Target::Sink(_) | Target::Requests(_) => None,
                 });
                 match engine.flatten() {
                     Some(engine) => crate::worker::start(engine.bind(py), *request),
@@ -394,16 +398,19 @@ impl Hub {
     fn wake_target(&self, py: Python<'_>, slot: Slot) -> PyResult<()> {
         enum Found {
             Waiter(Py<Waiter>),
-            Sink(Py<crate::sink::Sink>),
+            Sink(Py<Sink>),
+            Requests(Py<RequestSink>),
         }
         let found = self.with_target(slot, |target| match target {
             Target::Waiter(waiter) => Some(Found::Waiter(waiter.clone_ref(py))),
             Target::Sink(sink) => Some(Found::Sink(sink.clone_ref(py))),
+            Target::Requests(sink) => Some(Found::Requests(sink.clone_ref(py))),
             Target::Engine(_) => None,
         });
         match found.flatten() {
             Some(Found::Waiter(waiter)) => Waiter::complete(waiter.bind(py)),
-            Some(Found::Sink(sink)) => crate::sink::Sink::signalled(sink.bind(py)),
+            Some(Found::Sink(sink)) => Sink::signalled(sink.bind(py)),
+            Some(Found::Requests(sink)) => RequestSink::signalled(sink.bind(py)),
             None => Ok(()),
         }
     }

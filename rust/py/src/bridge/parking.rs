@@ -8,7 +8,6 @@ use pyo3::prelude::*;
 use super::hub::{Event, Hub, Slot, Target};
 use super::waiter::Waiter;
 use crate::runtime::is_forked;
-use crate::sink::Sink;
 
 struct SlotWaker {
     hub: Arc<Hub>,
@@ -25,9 +24,9 @@ impl Wake for SlotWaker {
     }
 }
 
-/// A waker that tells `sink` on the loop's thread, until the returned guard is dropped.
-pub(crate) fn telling(hub: &Arc<Hub>, sink: Py<Sink>) -> (Waker, Parked) {
-    let slot = hub.add_target(Target::Sink(sink));
+/// A waker that tells `target` on the loop's thread, until the returned guard is dropped.
+pub(crate) fn telling(hub: &Arc<Hub>, target: Target) -> (Waker, Parked) {
+    let slot = hub.add_target(target);
     let waker = Waker::from(Arc::new(SlotWaker { hub: Arc::clone(hub), slot }));
     (waker, Parked { hub: Arc::clone(hub), slot })
 }
