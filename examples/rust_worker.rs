@@ -1,6 +1,7 @@
-//! A worker in Rust: `rust_worker [ADDRESS]` prints the address it listens on and serves two endpoints.
-//! `words` answers raw bytes with one raw item for each word; `fail` yields one item and then fails. A client
-//! in any language can call it: `rust_client ADDRESS words "to be or not"`.
+//! A worker in Rust: `rust_worker [ADDRESS]` prints the address it listens on and serves three endpoints.
+//! `words` answers raw bytes with one raw item for each word; `upper` takes a stream of raw items and answers
+//! each in capitals; `fail` yields one item and then fails. A client in any language can call it:
+//! `rust_client ADDRESS words "to be or not"`.
 
 use std::error::Error;
 use std::io::{Write, stdout};
@@ -24,6 +25,18 @@ async fn words(request: Request, answer: Answer) -> Result<(), Fault> {
     Ok(())
 }
 
+async fn upper(mut request: Request, answer: Answer) -> Result<(), Fault> {
+    let Some(mut items) = request.requests.take() else { return words(request, answer).await };
+    // A stream that is cut off has nobody left to tell.
+    while let Some(Ok(item)) = items.next().await {
+        let capitals = item.payload.to_ascii_uppercase();
+        if answer.send(Encoding::Raw as u8, capitals.into()).await.is_err() {
+            break;
+        }
+    }
+    Ok(())
+}
+
 async fn fail(request: Request, answer: Answer) -> Result<(), Fault> {
     // The failure that follows is what matters, whether or not anybody reads this.
     let _ = answer.send(Encoding::Raw as u8, request.payload.payload).await;
@@ -41,6 +54,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let runtime = Handle::current();
     let engines: Vec<(String, Arc<dyn Engine>)> = vec![
         ("words".to_owned(), Arc::new(AsyncEngine::new(runtime.clone(), words))),
+        ("upper".to_owned(), Arc::new(AsyncEngine::new(runtime.clone(), upper).taking_streams())),
         ("fail".to_owned(), Arc::new(AsyncEngine::new(runtime.clone(), fail))),
     ];
     let driver = Arc::new(TokioDriver::new(runtime.clone()));

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import wave
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,25 @@ def test_the_first_example_of_the_readme_runs_as_it_stands():
 def test_the_quickstart_prints_what_its_engine_yields():
     done = run([str(ROOT / "examples" / "quickstart.py")])
     assert (done.returncode, done.stdout, done.stderr) == (0, "hello\nworld\n", "")
+
+
+def test_the_live_audio_example_hears_what_was_recorded(tmp_path):
+    done = run([str(ROOT / "examples" / "live_audio.py")])
+    heard = [line.split() for line in done.stdout.splitlines()]
+    events = [(float(words[0]), words[-1]) for words in heard[:-1]]
+    spoken = [(0.5, "begins"), (1.2, "ends"), (1.8, "begins"), (2.2, "ends"), (2.8, "begins"), (3.4, "ends")]
+    assert events == spoken
+    assert done.stdout.endswith("3 utterances, 1.7 s of speech in 4.0 s\n")
+    assert (done.returncode, done.stderr) == (0, "")
+    # What it does not understand ends the call with the iterator's own error.
+    stereo = tmp_path / "stereo.wav"
+    with wave.open(str(stereo), "wb") as file:
+        file.setnchannels(2)
+        file.setsampwidth(2)
+        file.setframerate(16_000)
+    done = run([str(ROOT / "examples" / "live_audio.py"), str(stereo)])
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == f"ValueError: {stereo} is not mono, 16 bit, 16000 Hz"
 
 
 @pytest.mark.parametrize("extra", [[], ["serve"]])

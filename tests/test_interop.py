@@ -11,7 +11,7 @@ from pathlib import Path
 import headrace as hr
 import pytest
 
-from support import Process, routing, serving
+from support import Process, echo_requests, routing, serving
 
 EXAMPLES = os.environ.get("HEADRACE_RUST_EXAMPLES")
 
@@ -36,8 +36,8 @@ async def rust_worker(*arguments: str) -> AsyncIterator[tuple[Process, str]]:
         process.end()
 
 
-async def rust_client(address: str, endpoint: str, text: str) -> tuple[int, str, str]:
-    process = rust("rust_client", address, endpoint, text)
+async def rust_client(address: str, endpoint: str, *texts: str) -> tuple[int, str, str]:
+    process = rust("rust_client", address, endpoint, *texts)
     try:
         return await process.ended()
     finally:
@@ -67,6 +67,21 @@ async def test_a_rust_client_reads_a_python_worker():
         assert "fail, words" in err
 
 
+async def test_a_rust_client_streams_its_request_to_a_python_worker():
+    async def count(items: AsyncIterator[bytes]):
+        async for item in items:
+            yield str(len(item)).encode()
+
+    async with serving({"echo": echo_requests, "count": count, "words": words}) as (worker, _):
+        texts = [str(number) for number in range(500)]
+        expected = "".join(f"{text}\n" for text in texts)
+        assert await rust_client(worker.address, "echo", *texts) == (0, expected, "")
+        assert await rust_client(worker.address, "count", "a", "bcd") == (0, "1\n3\n", "")
+        code, _, err = await rust_client(worker.address, "words", "a", "b")
+        assert code == 1
+        assert "takes a single request" in err
+
+
 async def test_many_rust_clients_read_a_python_worker():
     async with serving(words) as (worker, _):
         text = " ".join(map(str, range(3000)))
@@ -88,9 +103,22 @@ async def test_a_python_router_reads_a_rust_worker(where, tmp_path):
         assert caught.value.engine_type == "ExampleError"
         with pytest.raises(hr.NoSuchEndpoint) as missing:
             await router.generate(b"x", endpoint="none")
-        assert missing.value.available == ["fail", "words"]
+        assert missing.value.available == ["fail", "upper", "words"]
         large = b"word " * 400_000
         assert await (await router.generate(large, endpoint="words")).collect() == [b"word"] * 400_000
+
+
+async def test_a_python_router_streams_its_request_to_a_rust_worker():
+    async def text(count):
+        for number in range(count):
+            yield b"word %d" % number
+
+    async with rust_worker() as (_, address), routing(address) as router:
+        for count in (0, 1, 5000):
+            stream = await router.generate(text(count), endpoint="upper")
+            assert await stream.collect() == [b"WORD %d" % number for number in range(count)]
+        with pytest.raises(hr.HeadraceError, match="takes one request, not a stream"):
+            await router.generate(text(1), endpoint="words")
 
 
 async def test_a_killed_rust_worker_is_disconnected():
