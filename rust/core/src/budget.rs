@@ -1,5 +1,6 @@
 //! The process ceiling: how much memory peers may make this process hold, over all links. Windows that are
-//! promised and requests that arrive in fragments draw on one number; when it runs low, new windows shrink.
+//! promised, and requests and items of request streams that arrive in fragments, draw on one number; when it
+//! runs low, new windows shrink.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -47,6 +48,18 @@ impl Claim {
         }
         self.0 += more;
         true
+    }
+
+    /// Lowers the claim; one that is not above `bytes` stays.
+    pub(crate) fn shrink_to(&mut self, bytes: usize) {
+        let less = self.0.saturating_sub(bytes);
+        CLAIMED.fetch_sub(less, Ordering::Relaxed);
+        self.0 -= less;
+    }
+
+    /// Whether it is above `bytes`.
+    pub(crate) const fn exceeds(&self, bytes: u64) -> bool {
+        self.0 as u64 > bytes
     }
 
     /// The claimed window; windows are at most [`headrace_wire::limits::WINDOW_MAX`].

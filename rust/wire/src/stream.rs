@@ -109,6 +109,12 @@ impl Inbound {
         self.items
     }
 
+    /// Bytes of memory that an item in fragments holds so far, with what is reserved for the rest of it.
+    #[must_use]
+    pub fn unfinished(&self) -> usize {
+        self.assembly.as_ref().map_or(0, |assembly| assembly.bytes.capacity())
+    }
+
     /// The stream's window.
     #[must_use]
     pub const fn window(&self) -> &ReceiveWindow {

@@ -192,6 +192,7 @@ fn the_rest_of_a_fragmented_item_is_granted_when_its_first_fragment_comes() {
             assert_eq!(inbound.data(FRAGMENT | LAST, &body), Ok(whole));
         } else {
             assert_eq!(inbound.data(FRAGMENT, &body), Ok(Arrived::Fragment));
+            assert!(inbound.unfinished() >= sent, "what has come is held");
             let left = (payload.len() - sent) as u64;
             let granted = inbound.grant();
             assert_eq!(granted.is_some(), sent == 2048, "once, with the first fragment");
@@ -200,6 +201,7 @@ fn the_rest_of_a_fragmented_item_is_granted_when_its_first_fragment_comes() {
             assert!(inbound.window().unused() >= left, "nothing of it waits for credit");
         }
     }
+    assert_eq!(inbound.unfinished(), 0);
     assert_eq!(inbound.grant(), None, "the item waits and is larger than the window");
     inbound.take(100_005);
     assert!((2048..=u64::from(WINDOW)).contains(&inbound.window().unused()));

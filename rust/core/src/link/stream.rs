@@ -15,6 +15,7 @@ use bytes::{Buf, Bytes};
 use headrace_wire::body::{Fault, FaultCode, KillReason, Reject};
 use headrace_wire::error::StreamError;
 use headrace_wire::frame::split_item;
+use headrace_wire::kind::FRAGMENT;
 use headrace_wire::spare::Payload;
 use headrace_wire::stream::{Arrived, Inbound};
 use parking_lot::Mutex;
@@ -93,11 +94,14 @@ struct Ring {
     waiting_since_ms: u64,
     /// Where the items of the request come from, until ACCEPT.
     feed: Option<Arc<Feed>>,
-    /// What the window claims of the process's memory, until nothing more can come and all is taken.
+    /// What the window claims of the process's memory, and a request's large items beyond it, until nothing
+    /// more can come and all is taken.
     window: Claim,
     /// `taken` when the keeper last looked at a full ring, and when that was; see `check_slow`.
     stalled: (u64, u64),
 }
+
+const TOO_MANY_UNREAD: &str = "the worker's process holds too many unread bytes; send smaller items";
 
 const STOPPED: u8 = 1;
 const KILLED: u8 = 2;
@@ -147,8 +151,9 @@ impl Stream {
             return ring.ending.clone().map_or(Next::Pending, Next::End);
         };
         ring.taken += 1;
-        ring.settle();
         let grant = ring.inbound.take(credit);
+        ring.settle();
+        ring.give_back_large();
         drop(ring);
         self.granted(grant);
         Next::Item(item)
@@ -285,6 +290,11 @@ impl Stream {
             }),
             Arrived::Fragment => None,
         };
+        if flags & FRAGMENT != 0 && self.has_requests() && !ring.claim_large() {
+            drop(ring);
+            self.fail(FaultCode::Engine, TOO_MANY_UNREAD);
+            return Ok(());
+        }
         let Some(chunk) = chunk else {
             // The rest of an item that nobody will take is not asked for.
             let grant = if ring.ending.is_none() { ring.inbound.grant() } else { None };
@@ -429,6 +439,21 @@ impl Ring {
     fn stop_waiting(&mut self) -> Option<Waker> {
         self.waiting_since_ms = NEVER;
         self.consumer.take()
+    }
+
+    /// Claims what large items hold beyond the window; false when the process holds too much.
+    fn claim_large(&mut self) -> bool {
+        let held = self.inbound.window().buffered() as usize + self.inbound.unfinished();
+        self.ending.is_some() || self.window.grow_to(held)
+    }
+
+    /// Gives back what was claimed for large items that have been taken.
+    fn give_back_large(&mut self) {
+        let size = self.inbound.window().size();
+        if self.window.exceeds(size) {
+            let held = self.inbound.window().buffered() as usize + self.inbound.unfinished();
+            self.window.shrink_to(held.max(size as usize));
+        }
     }
 
     /// Gives the window's claim back when nothing more can come and all has been taken: a caller may keep

@@ -223,3 +223,43 @@ pub async fn collect(stream: &mut ResponseStream) -> (Vec<usize>, Option<CallErr
         }
     }
 }
+
+/// Does what its payload says with its items: `echo` them; `end` or `fail` at the first; `hang` without
+/// reading. A cut-off stream is an error of its own.
+pub fn request_reader(running: &Running) -> (String, Arc<dyn Engine>) {
+    let running = running.clone();
+    let function = move |mut request: Request, answer: Answer| {
+        let inside = running.enter();
+        async move {
+            let _inside = inside;
+            let order = request.payload.payload.clone();
+            if order == "hang" {
+                std::future::pending::<()>().await;
+            }
+            let mut requests = request.requests.take().ok_or_else(|| fault("a single request"))?;
+            while let Some(item) = requests.next().await {
+                let item = item.map_err(|error| fault(&error.to_string()))?;
+                answer.send(0, item.payload).await.map_err(|error| fault(&format!("{error:?}")))?;
+                match &order[..] {
+                    b"end" => return Ok(()),
+                    b"fail" => return Err(fault("as asked")),
+                    _ => {}
+                }
+            }
+            Ok(())
+        }
+    };
+    ("requests".to_owned(), Arc::new(AsyncEngine::new(Handle::current(), function).taking_streams()))
+}
+
+/// A net with that engine, and what counts it.
+pub async fn net_with_reader(worker: WorkerConfig) -> (Net, Running) {
+    let running = Running::default();
+    let engines = vec![request_reader(&running)];
+    (Net::at(&local(), worker, RouterConfig::default(), driver(), engines).await, running)
+}
+
+/// Options for it.
+pub fn order(order: &str) -> CallOptions {
+    CallOptions { endpoint: "requests".to_owned(), ..CallOptions::new(raw(order.as_bytes().to_vec())) }
+}

@@ -57,6 +57,10 @@ impl Stream {
         self
     }
 
+    pub(super) fn has_requests(&self) -> bool {
+        self.flags.load(Ordering::Relaxed) & REQUESTS != 0
+    }
+
     /// END of the request came: what its reader has not taken is all there is.
     pub(crate) fn requests_end_received(&self, body: &[u8]) -> Result<(), StreamError> {
         let mut ring = self.ring.lock();
@@ -91,7 +95,7 @@ impl Stream {
 
     /// The response has ended, and the request with it.
     pub(crate) fn responded(&self) {
-        if self.flags.load(Ordering::Relaxed) & REQUESTS != 0 {
+        if self.has_requests() {
             self.close_requests();
         }
     }
