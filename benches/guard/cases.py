@@ -32,6 +32,7 @@ CASES = (
     Case("stream-dicts", "dictionary that an engine yields and a caller reads", 8_192, is_python=True),
     Case("stream-bytes", "the same with bytes", 16_384, is_python=True),
     Case("unread", "the same, not read: the engine's side", 16_000, is_python=True),
+    Case("requests", "bytes that a caller's generator yields and an engine reads", 16_384, is_python=True),
     Case("calls", "unary call, one after the other", 2_048, is_python=True),
     Case("calls-together", "unary call, 64 in flight", 2_048, is_python=True),
 )

@@ -41,6 +41,14 @@ async def opaque(count: int) -> AsyncIterator[bytes]:
     _ended.set()
 
 
+async def taken(items: AsyncIterator[bytes]) -> int:
+    """Count the items of a request stream."""
+    count = 0
+    async for _ in items:
+        count += 1
+    return count
+
+
 async def stream_dicts(router: hr.Router, count: int) -> None:
     """Read one stream of dictionaries: push, write, read, `__anext__`."""
     await _read(router, "dicts", count)
@@ -58,6 +66,13 @@ async def unread(router: hr.Router, count: int) -> None:
         await _ended.wait()
         _ended.clear()
         await stream.aclose()
+
+
+async def requests(router: hr.Router, count: int) -> None:
+    """Send one request stream of bytes: the same as `stream_bytes`, the other way."""
+    taken = await router.call(opaque(count), endpoint="taken")
+    if taken != count:
+        raise RuntimeError(f"a request of {count} items ended after {taken}")
 
 
 async def calls(router: hr.Router, count: int) -> None:
@@ -81,7 +96,7 @@ async def _read(router: hr.Router, endpoint: str, count: int) -> None:
 
 CASES: dict[str, Callable[[hr.Router, int], Awaitable[None]]] = {
     case.__name__.replace("_", "-"): case
-    for case in (stream_dicts, stream_bytes, unread, calls, calls_together)
+    for case in (stream_dicts, stream_bytes, unread, requests, calls, calls_together)
 }
 
 
@@ -89,7 +104,7 @@ async def main(case: str, count: int) -> None:
     """Connect, warm up, and run the case."""
     with tempfile.TemporaryDirectory() as folder:
         address = f"unix:{Path(folder, 'hot')}"
-        engines = {"echo": echo, "dicts": dicts, "opaque": opaque}
+        engines = {"echo": echo, "dicts": dicts, "opaque": opaque, "taken": taken}
         async with hr.serve(engines, address, concurrency=2 * IN_FLIGHT), hr.Router(address) as router:
             await router.call(TOKEN_BYTES, endpoint="echo")
             gc.collect()
