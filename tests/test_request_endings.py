@@ -192,6 +192,26 @@ async def test_what_an_iterator_raises_as_it_is_closed_goes_to_the_loops_handler
             engine.log.clear()
 
 
+async def test_a_failure_that_nobody_reads_goes_to_the_loops_handler():
+    engine, log = EchoEngine(), Log()
+
+    async def breaks():
+        yield 1
+        await eventually(lambda: log)
+        raise RuntimeError("unread")
+
+    async with serving(engine) as (_, router):
+        stream = await router.generate(breaks())
+        assert await anext(stream) == 1
+        log.note("read")
+        await eventually(lambda: not router.stats()["streams"])
+        with loop_errors() as seen:
+            stream.kill()
+            stream.kill()
+            assert [str(error) for error in seen] == ["unread"]
+        await engine.cancelled()
+
+
 # --- neither of them
 
 

@@ -303,7 +303,7 @@ impl Reading {
     pub(crate) fn abandon(&self, py: Python<'_>) -> PyResult<()> {
         self.kill_now();
         if let Some(feeding) = &self.python.feeding {
-            drop(feeding.failure.take());
+            feeding.failure.report(&self.hub.event_loop(py)?)?;
         }
         self.hub.settle(py)
     }

@@ -9,9 +9,9 @@ use std::task::Waker;
 use headrace::requests::Received;
 use headrace::{RequestSink as CoreSink, RequestStream as CoreRequests};
 use parking_lot::Mutex;
-use pyo3::exceptions::PyStopAsyncIteration;
+use pyo3::exceptions::{PyException, PyStopAsyncIteration};
 use pyo3::prelude::*;
-use pyo3::types::PyList;
+use pyo3::types::{PyDict, PyList};
 
 use crate::bridge::hub::{Hub, Target};
 use crate::bridge::parking::{Parked, telling};
@@ -24,7 +24,7 @@ use crate::reading::{Place, Step};
 use crate::response::{Immediate, thrown};
 use crate::runtime::{check_fork, is_forked};
 
-/// What a caller's iterator raised: whoever reads the response gets it, once. Kept longer it would keep
+/// What a caller's iterator raised, until whoever reads the response gets it. Kept longer it would keep
 /// alive, through its traceback, the stream that keeps it.
 #[derive(Debug, Default)]
 pub(crate) struct Failure(Mutex<Option<Py<PyAny>>>);
@@ -36,6 +36,20 @@ impl Failure {
 
     pub(crate) fn take(&self) -> Option<Py<PyAny>> {
         self.0.lock().take()
+    }
+
+    /// Nobody will read the response any more: what was raised and not seen goes to the loop's handler.
+    pub(crate) fn report(&self, event_loop: &Bound<'_, PyAny>) -> PyResult<()> {
+        let py = event_loop.py();
+        let Some(error) = self.take() else { return Ok(()) };
+        if !error.bind(py).is_instance_of::<PyException>() {
+            return Ok(());
+        }
+        let context = PyDict::new(py);
+        context
+            .set_item("message", "a request stream failed, and nobody read the response to learn of it")?;
+        context.set_item("exception", error)?;
+        event_loop.call_method1(pyo3::intern!(py, "call_exception_handler"), (context,)).map(drop)
     }
 }
 
