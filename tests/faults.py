@@ -1,5 +1,5 @@
-"""The program ``faultproxy`` for Python tests: a TCP proxy that delays, slices, resets, half-closes, swallows or
-changes bytes where a plan says so. ``rust/faults/src/json.rs`` says what a plan is.
+"""The program ``faultproxy`` for Python tests: a TCP proxy that delays, slices, resets, half-closes, swallows
+or changes bytes where a plan says so. ``rust/faults/src/json.rs`` says what a plan is.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 from support import GUARD, Process
@@ -54,7 +54,7 @@ class FaultProxy:
 async def fault_proxy(target: str, plan: dict[str, Any] | None = None) -> AsyncIterator[FaultProxy]:
     """A proxy to the worker at ``target``, an address with a port."""
     assert PROGRAM, "HEADRACE_FAULTPROXY names no program"
-    assert Path(PROGRAM).exists(), f"{PROGRAM} is not built"
+    assert shutil.which(PROGRAM), f"{PROGRAM} is not built"
     process = Process([PROGRAM, target, json.dumps(plan or {})], stdin=subprocess.PIPE)
     try:
         yield FaultProxy(process, await process.line())

@@ -180,8 +180,8 @@ async def test_slices_change_nothing(slice_bytes):
 
 
 async def test_a_reset_right_behind_bytes_is_noticed_at_once_though_the_loop_is_busy():
-    """uvloop calls the reader of a socket that has an error once more and never again, and that call finds the
-    bytes before the error. Only a loop that is idle between has the ticker read on for it.
+    """uvloop calls the reader of a socket that has an error once more and never again, and that call finds
+    the bytes before the error. Only a loop that is idle between has the ticker read on for it.
     """
 
     async def endless(request):
