@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -24,6 +25,9 @@ from support import GUARD
 _RUNTIME_DIR = tempfile.TemporaryDirectory(prefix="headrace-tests-")
 # Workers of tests list themselves here, not where those of this user do; so do processes that tests start.
 os.environ["HEADRACE_RUNTIME_DIR"] = _RUNTIME_DIR.name
+
+# Ignored signals are inherited, and whoever runs the tests in the background may ignore this one.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 TOKIO_THREAD = "headrace-tokio"
 """What the binding names tokio's threads."""

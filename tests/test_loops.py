@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import gc
+import os
 import threading
 
 import headrace as hr
@@ -188,3 +190,20 @@ def test_the_loops_debug_mode_finds_nothing(factory, caplog):
         runner.get_loop().slow_callback_duration = 60
         assert runner.run(serve_and_read(20)) == [list(range(200))] * 20
     assert [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")] == []
+
+
+@every_loop
+def test_loops_that_have_ended_give_back_their_descriptors(factory):
+    async def call() -> None:
+        async with serving(count) as (_, router):
+            assert await (await router.generate(3)).collect() == [0, 1, 2]
+
+    def descriptors_after_a_loop() -> int:
+        with asyncio.Runner(loop_factory=factory) as runner:
+            runner.run(call())
+        gc.collect()
+        return len(os.listdir("/proc/self/fd"))
+
+    before = descriptors_after_a_loop()
+    # The last loop that ended is let go of by the next.
+    assert [descriptors_after_a_loop() for _ in range(5)] == [before] * 5

@@ -28,10 +28,18 @@ def current_hub() -> LoopHub:
     loop = asyncio.get_running_loop()
     hub = _hubs.get(loop)
     if hub is None:
+        _forget_closed()
         hub = LoopHub.start(loop)
         _hubs[loop] = hub
         _close_before(loop, hub)
     return hub
+
+
+def _forget_closed() -> None:
+    """Let go of the loops that have ended: a hub holds its loop, so their entries would keep each other."""
+    for loop in [loop for loop in _hubs if loop.is_closed()]:
+        _hubs.pop(loop, None)
+        _sentinels.pop(loop, None)
 
 
 def _close_before(loop: asyncio.AbstractEventLoop, hub: LoopHub) -> None:
