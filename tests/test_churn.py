@@ -43,6 +43,9 @@ FAILURES = (hr.Disconnected, hr.Overloaded, hr.CannotConnect, hr.NoInstances)
 """What a caller may be told when workers come and go. A timeout is not among them: it would hide a hang."""
 
 
+REPEATABLE = 1 << 63
+"""Part of the number of a call that may run more than once."""
+
 AFTER = "after"
 """Request id of the calls that show that every worker answers again."""
 
@@ -104,6 +107,11 @@ class Site:
         assert "draining, 0 requests in flight" in told, told
 
 
+def rest(request: dict[str, Any], items: list[Any]) -> dict[str, Any]:
+    """What is missing of a stream that was lost."""
+    return request | {"skip": len(items)}
+
+
 class Books:
     """What the callers saw."""
 
@@ -123,7 +131,11 @@ class Books:
         name = type(error).__name__
         self.messages[name] = str(error)
         self.note(number, name, answered)
-        may_have_run = isinstance(error, hr.Disconnected) and error.maybe_executed
+        if isinstance(error, hr.Disconnected):
+            may_have_run = error.maybe_executed
+        else:
+            # The others say that this attempt did not run; one before it may have.
+            may_have_run = bool(number & REPEATABLE)
         if not may_have_run:
             assert not answered, "something that did not run answered"
             self.refused.append(number)
@@ -146,21 +158,25 @@ class Caller:
 
     async def _one_call(self) -> bool:
         number = next(self._numbers)
-        kind = self._dice.choice([self._unary, self._stream, self._stream, self._threaded])
+        permits = self._dice.choices([{}, {"idempotent": True}, {"resume": rest}], [70, 15, 15])[0]
+        kinds = [self._unary, self._stream, self._stream, self._threaded]
+        kind = self._dice.choice(kinds[1:] if "resume" in permits else kinds)
+        if permits:
+            number |= REPEATABLE
         items = Sequence()
         try:
             # Only a call that never resolves comes near it.
             async with asyncio.timeout(3 * GUARD):
-                ending = await kind(str(number), items)
+                ending = await kind(items, request_id=str(number), **permits)
         except FAILURES as error:
             self._books.failed(number, error, items.items > 0)
             return False
         self._books.note(number, ending, answered=ending != "abandoned")
         return True
 
-    async def _unary(self, name: str, items: Sequence) -> str:
+    async def _unary(self, items: Sequence, **options: Any) -> str:
         request = {"size": self._size(), "gap": self._gap()}
-        call = self._router.call(request, endpoint="unary", request_id=name)
+        call = self._router.call(request, endpoint="unary", **options)
         if self._dice.random() < 0.1:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._dice.uniform(0, 0.01)):
@@ -169,17 +185,17 @@ class Caller:
         items.take(await call)
         return "complete"
 
-    async def _stream(self, name: str, items: Sequence) -> str:
-        return await self._read("stream", name, items)
+    async def _stream(self, items: Sequence, **options: Any) -> str:
+        return await self._read("stream", items, **options)
 
-    async def _threaded(self, name: str, items: Sequence) -> str:
-        return await self._read("threaded", name, items)
+    async def _threaded(self, items: Sequence, **options: Any) -> str:
+        return await self._read("threaded", items, **options)
 
-    async def _read(self, endpoint: str, name: str, items: Sequence) -> str:
+    async def _read(self, endpoint: str, items: Sequence, **options: Any) -> str:
         expected = self._dice.choice([0, 1, 5, 50, 300])
-        request = {"items": expected, "size": self._size(), "gap": self._gap()}
+        request = {"items": expected, "skip": 0, "size": self._size(), "gap": self._gap()}
         leaves_after, stops_after = (self._dice.choice([None, None, None, 1, 20]) for _ in range(2))
-        async with self._router.generate(request, endpoint=endpoint, request_id=name) as stream:
+        async with self._router.generate(request, endpoint=endpoint, **options) as stream:
             async for item in stream:
                 items.take(item)
                 if items.items == leaves_after:
@@ -190,8 +206,8 @@ class Caller:
                 assert stops_after is not None
                 assert stops_after <= items.items <= expected
                 return "stopped"
-        assert items.items == expected, f"{name} looked complete after {items.items} of {expected}"
-        return "complete"
+        assert items.items == expected, f"a stream looked complete after {items.items} of {expected}"
+        return "resumed" if stream.resumed else "complete"
 
     def _size(self) -> int:
         return self._dice.choice([8, 8, 8, 200, 3_000, 20_000])
@@ -231,15 +247,16 @@ def port_below_ephemeral(dice: random.Random) -> int:
             return port
 
 
-def check_ledger(ledger: Path, books: Books) -> None:
+def check_ledger(ledger: Path, books: Books) -> int:
+    """Compare what ran with what the callers saw; returns how many calls that may run again did."""
     ran = Counter(int(line) for line in ledger.read_text().splitlines() if line != AFTER)
-    twice = [number for number, times in ran.items() if times > 1]
-    assert not twice, (
-        f"{len(twice)} of {len(ran)} calls ran more than once, {twice[0]:x} {ran[twice[0]]} times"
-    )
+    again = [number for number, times in ran.items() if times > 1]
+    wrongly = [number for number in again if not number & REPEATABLE]
+    assert not wrongly, f"{len(wrongly)} of {len(ran)} calls ran more than once, call {wrongly[0]:x} for one"
     assert all(number in ran for number in books.answered), "something answered that did not run"
     wrongly = [number for number in books.refused if number in ran]
-    assert not wrongly, f"{len(wrongly)} calls ran and are said not to have: {wrongly[0]:x}"
+    assert not wrongly, f"{len(wrongly)} calls ran and are said not to have, call {wrongly[0]:x} for one"
+    return len(again)
 
 
 @pytest.mark.parametrize("seconds", [SECONDS, pytest.param(SOAK_SECONDS, marks=pytest.mark.soak)])
@@ -280,9 +297,11 @@ async def test_workers_come_and_go_at_random_under_256_calls(seconds: float, tmp
             await eventually(lambda: descriptors() <= descriptors_before)
             for site in sites:
                 await site.stop()
-    report = f"seed {SEED}: {dict(books.endings)}, {dict(done)}, {books.messages}"
-    check_ledger(ledger, books)
+    report = f"seed {SEED}: {books.endings}, {done}, {books.messages}"
+    again = check_ledger(ledger, books)
     assert grown < GROWTH_MAX, f"{grown >> 20} MiB more are held; {report}"
     assert books.endings["complete"] > 2 * CALLERS, report
     assert books.endings["Disconnected"], f"nothing was disturbed; {report}"
+    assert again, f"no call that may run again did, so the ledger shows nothing; {report}"
+    assert books.endings["resumed"] or seconds < 10, report
     assert {"kill", "freeze", "drain", "roll"} <= set(done) or seconds < 10, report

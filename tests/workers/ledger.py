@@ -31,8 +31,11 @@ def note(ctx: hr.Context) -> None:
 async def stream(request, ctx):
     note(ctx)
     items = Sequence()
-    for _ in range(request["items"]):
-        yield items.next(request["size"])
+    for number in range(request["items"]):
+        item = items.next(request["size"])
+        if number < request["skip"]:
+            continue
+        yield item
         if ctx.is_stopped:
             return
         if request["gap"]:
@@ -42,8 +45,11 @@ async def stream(request, ctx):
 def threaded(request, ctx):
     note(ctx)
     items = Sequence()
-    for _ in range(request["items"]):
-        yield items.next(request["size"])
+    for number in range(request["items"]):
+        item = items.next(request["size"])
+        if number < request["skip"]:
+            continue
+        yield item
         if ctx.is_stopped:
             return
 
