@@ -195,16 +195,44 @@ async def test_an_idempotent_call_is_run_again_and_another_is_not():
         assert caught.value.maybe_executed
 
 
-async def test_an_idempotent_stream_is_run_again_until_its_first_item_is_read():
+async def test_an_idempotent_stream_that_is_open_is_run_again_before_its_first_item():
     async with several(2) as workers:
-        request = {"items": 20, "gap": 0.001}
+        request = {"items": 20, "delay": 0.5}
         stream = await workers.router.generate(request, endpoint="count", idempotent=True)
         workers.of(stream).signal(signal.SIGKILL)
-        await eventually(lambda: workers.router.stats()["links"] == 1)
-        # What had arrived before the loss is read as it came; only an empty hand is filled again.
-        items = []
-        with contextlib.suppress(hr.Disconnected):
-            async for item in stream:
-                items.append(item)
-        assert items == list(range(len(items)))
-        assert len(items) == 20 or workers.router.stats()["retries_total"] == 0
+        assert await stream.collect() == list(range(20))
+        assert workers.router.stats()["retries_total"] == 1
+        assert stream.resumed == 0
+
+
+async def test_an_idempotent_stream_of_which_an_item_was_read_is_lost():
+    async with several(2) as workers:
+        request = {"items": 20, "gap": 0.05}
+        stream = await workers.router.generate(request, endpoint="count", idempotent=True)
+        assert await anext(stream) == 0
+        workers.of(stream).signal(signal.SIGKILL)
+        with pytest.raises(hr.Disconnected):
+            await stream.collect()
+        assert workers.router.stats()["retries_total"] == 0
+
+
+async def test_an_idempotent_call_of_an_engine_that_streams_is_not_unary():
+    async with several(1) as workers:
+        for _ in range(3):
+            with pytest.raises(hr.NotUnary):
+                await workers.router.call({"items": 2}, endpoint="count", idempotent=True)
+
+
+async def test_a_call_whose_worker_shuts_down_is_run_again_if_it_is_idempotent():
+    async def slow(request):
+        await asyncio.sleep(0.3)
+        return "done"
+
+    async with hr.serve(slow) as one, hr.serve(slow) as two:
+        async with hr.Router([one.address, two.address]) as router:
+            await router.wait_for_instances(2)
+            call = asyncio.ensure_future(router.call(None, idempotent=True))
+            await eventually(lambda: one.stats()["running"] + two.stats()["running"])
+            await (one if one.stats()["running"] else two).aclose()
+            assert await call == "done"
+            assert router.stats()["retries_total"] == 1

@@ -4,7 +4,7 @@ import asyncio
 import json
 import os
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -72,10 +72,17 @@ class Child:
 
 
 @asynccontextmanager
-async def child(arm: Arm, folder: Path, script: str, *arguments: str) -> AsyncIterator[Child]:
-    """Run a script of this folder for an arm while entered; its temporary files go to `folder`."""
+async def child(
+    arm: Arm, folder: Path, script: str, *arguments: str, wrapper: Sequence[str] = ()
+) -> AsyncIterator[Child]:
+    """Run a script of this folder for an arm while entered, through another program if there is a `wrapper`.
+
+    The processes of a run share `folder` for temporary files: peers which meet in a folder find each
+    other there.
+    """
     with tempfile.TemporaryFile() as errors:
         process = await asyncio.create_subprocess_exec(
+            *wrapper,
             *arm.command(script),
             *arguments,
             env={**os.environ, "TMPDIR": str(folder)},

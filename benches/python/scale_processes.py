@@ -4,10 +4,7 @@ A process may be started through another program (`strace`, `perf stat`), its *w
 decides what is measured.
 """
 
-import asyncio
 import json
-import os
-import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -15,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from arms import Arm
-from processes import SERVER_START_TIMEOUT_S, Child, RunFailed, ServerProcess
+from processes import SERVER_START_TIMEOUT_S, Child, RunFailed, ServerProcess, child
 
 # How long a loading process may take to be connected to everything it loads.
 CONNECT_TIMEOUT_S = 30
@@ -34,37 +31,11 @@ def process_cpu_s(pid: int) -> float:
 
 
 @asynccontextmanager
-async def spawned(
-    arm: Arm, folder: Path, script: str, *arguments: str, wrapper: Sequence[str] = ()
-) -> AsyncIterator[Child]:
-    """Run a script of this folder, as the arm runs them, while entered.
-
-    The processes of a run share `folder` for temporary files: peers which meet in a folder find each
-    other there.
-    """
-    with tempfile.TemporaryFile() as errors:
-        process = await asyncio.create_subprocess_exec(
-            *wrapper,
-            *arm.command(script),
-            *arguments,
-            env={**os.environ, "TMPDIR": str(folder)},
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=errors,
-        )
-        running = Child(process, errors)
-        try:
-            yield running
-        finally:
-            await running.end(grace_s=0)
-
-
-@asynccontextmanager
 async def serving(
     arm: Arm, folder: Path, cpu: int, script: str = "server.py", wrapper: Sequence[str] = ()
 ) -> AsyncIterator[ServerProcess]:
     """Run a serving process, ready to be called, while entered."""
-    async with spawned(arm, folder, script, arm.name, str(cpu), wrapper=wrapper) as running:
+    async with child(arm, folder, script, arm.name, str(cpu), wrapper=wrapper) as running:
         yield ServerProcess(running, await _said(running, "server", SERVER_START_TIMEOUT_S))
 
 
@@ -91,7 +62,7 @@ async def loading(
     arm: Arm, folder: Path, script: str, job: dict[str, Any], wrapper: Sequence[str] = ()
 ) -> AsyncIterator[Loader]:
     """Run a loading process, connected and waiting, while entered."""
-    async with spawned(arm, folder, script, json.dumps(job), wrapper=wrapper) as running:
+    async with child(arm, folder, script, json.dumps(job), wrapper=wrapper) as running:
         await _said(running, "client", CONNECT_TIMEOUT_S)
         yield Loader(running)
 

@@ -15,8 +15,10 @@ import headrace as hr
 
 async def count(request):
     """Yields the numbers from `start` up to `items`; with `gap`, so many seconds apart; then waits for ever
-    when `hang` is set. With `die`, the process ends instead of the item of that number.
+    when `hang` is set. With `die`, the process ends instead of the item of that number. Waits `delay` seconds
+    before all.
     """
+    await asyncio.sleep(request.get("delay", 0))
     for number in range(request.get("start", 0), request["items"]):
         if request.get("die") == number:
             os._exit(1)

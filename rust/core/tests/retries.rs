@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use headrace::wire::kind::Kind;
 use headrace::{
-    CallErrorKind, CallOptions, Choose, InstanceInfo, InstanceState, Policy, Router, RouterConfig, Worker,
-    WorkerConfig,
+    CallError, CallErrorKind, CallOptions, Choose, InstanceInfo, InstanceState, Phase, Policy, Router,
+    RouterConfig, Worker, WorkerConfig,
 };
 use support::raw::{Raw, listen};
 use support::{Running, eventually, guard, options, router_to, turn, worker};
@@ -211,4 +211,43 @@ async fn an_ejected_worker_that_answers_its_trial_is_back() {
     }
     assert_eq!(state(), InstanceState::Up);
     drop(repaired);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_a_stream_that_was_lost_can_be_resumed() {
+    let _turn = turn().await;
+    let running = Running::default();
+    let (one, two) =
+        (worker(&running, WorkerConfig::default()).await, worker(&running, WorkerConfig::default()).await);
+    let router = router_to(&[one.address(), two.address()], RouterConfig::default());
+    assert!(router.wait_for_instances(2, LONG).await);
+    let call = CallOptions { resumable: true, ..options("3 1 hang") };
+    let mut stream = guard("the call", router.call(call)).await.unwrap();
+    guard("an item", stream.next()).await.unwrap().unwrap();
+    // Asking takes nothing away, and a run that lives is not replaced.
+    assert_eq!(stream.kept(), None);
+    let error = CallError { items: 1, ..lost_error() };
+    assert!(stream.resume(support::raw("1 1 clean"), error).is_err());
+    for _ in 0..2 {
+        guard("an item", stream.next()).await.unwrap().unwrap();
+    }
+    if stream.instance_id() == one.instance_id() { &one } else { &two }.close();
+    let lost = guard("the loss", stream.next()).await.unwrap().unwrap_err();
+    assert_eq!((lost.items, stream.kept().map(|items| items.len())), (3, Some(3)));
+    stream.resume(support::raw("2 1 clean"), lost).unwrap();
+    for _ in 0..2 {
+        guard("an item", stream.next()).await.unwrap().unwrap();
+    }
+    assert!(guard("the end", stream.next()).await.is_none());
+    assert_eq!((stream.resumed(), stream.kept()), (1, None));
+}
+
+fn lost_error() -> CallError {
+    CallError {
+        kind: CallErrorKind::Disconnected { reason: "made up".to_owned(), maybe_executed: true },
+        instance: None,
+        phase: Phase::Streaming,
+        request_id: String::new(),
+        items: 0,
+    }
 }

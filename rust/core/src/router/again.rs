@@ -69,6 +69,8 @@ struct Progress {
     resumed: u32,
     stopped: bool,
     closed: bool,
+    /// The caller has learned that the last run was lost.
+    lost: bool,
     /// What the stream failed with for good.
     failed: Option<CallError>,
 }
@@ -197,7 +199,7 @@ impl Again {
                 None => Ready::Pending,
                 Some(error) => Ready::Failed(error),
             },
-            Ready::Failed(error) => Ready::Failed(self.with_reason(progress, error)),
+            Ready::Failed(error) => Ready::Failed(self.told(progress, error)),
             ready => ready,
         }
     }
@@ -205,7 +207,7 @@ impl Again {
     /// Begins the same call again, if it was lost and may be repeated; else returns the caller's error.
     fn repeat(&self, progress: &mut Progress, error: CallError) -> Option<CallError> {
         if !self.plan.idempotent || !is_lost(&error) || progress.closed {
-            return Some(self.with_reason(progress, error));
+            return Some(self.told(progress, error));
         }
         let request = Item { encoding: self.plan.head.encoding, payload: self.plan.payload.clone() };
         let why = self.begin(progress, request).err()?;
@@ -213,9 +215,10 @@ impl Again {
     }
 
     /// An error as the caller gets it; if the stream could have been resumed but for its length, it says so.
-    fn with_reason(&self, progress: &Progress, error: CallError) -> CallError {
+    fn told(&self, progress: &mut Progress, error: CallError) -> CallError {
         let error = progress.of_all_runs(error);
-        if !progress.overflowed || !is_lost(&error) {
+        progress.lost = is_lost(&error);
+        if !progress.overflowed || !progress.lost {
             return error;
         }
         let limit = self.plan.router.config.max_resume_bytes;
@@ -240,21 +243,13 @@ impl Again {
         if !router.may_retry() {
             return Err("the retry budget is used up");
         }
+        progress.lost = false;
         progress.call = Some(Box::new(Call::continued(&self.plan, request)));
         Ok(())
     }
 
-    /// See [`ResponseStream::kept`].
-    fn kept(&self, head: &ResponseStream) -> Option<Vec<Item>> {
-        let progress = self.progress.lock();
-        let waits = self.plan.resumable
-            && !progress.overflowed
-            && !progress.closed
-            && !progress.is_calling()
-            && progress.failed.is_none();
-        let is_lost =
-            waits && matches!(self.last().unwrap_or(head).try_own(), Ready::Failed(e) if is_lost(&e));
-        is_lost.then(|| progress.kept.clone())
+    fn may_resume(&self, progress: &Progress) -> bool {
+        self.plan.resumable && progress.lost && !progress.overflowed && !progress.closed
     }
 
     pub(super) fn stop(&self) {
@@ -306,7 +301,9 @@ impl ResponseStream {
     /// [`max_resume_bytes`](crate::RouterConfig::max_resume_bytes) were read.
     #[must_use]
     pub fn kept(&self) -> Option<Vec<Item>> {
-        self.again.as_deref()?.kept(self)
+        let again = self.again.as_deref()?;
+        let progress = again.progress.lock();
+        again.may_resume(&progress).then(|| progress.kept.clone())
     }
 
     /// Continues a lost stream: `request` asks for what is missing, and is sent to any instance within the
@@ -314,11 +311,11 @@ impl ResponseStream {
     ///
     /// # Errors
     /// `lost`, the failure that the stream ended with, and why it is not continued: attempts that bring nothing,
-    /// the retry budget, or the deadline have come to an end.
+    /// the retry budget, or the deadline have come to an end. Also where [`Self::kept`] has nothing.
     pub fn resume(&self, request: Item, lost: CallError) -> Result<(), Box<CallError>> {
         let Some(again) = self.again.as_deref() else { return Err(Box::new(lost)) };
         let mut progress = again.progress.lock();
-        if progress.is_calling() || progress.closed {
+        if !again.may_resume(&progress) {
             return Err(Box::new(lost));
         }
         again.begin(&mut progress, request).map_err(|why| Box::new(untried(lost, why)))?;

@@ -16,7 +16,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use headrace_wire::body::{KillReason, Reject, RejectReason, RequestHead, Shape};
+use headrace_wire::body::{FaultCode, KillReason, Reject, RejectReason, RequestHead, Shape};
 
 use super::Shared;
 use super::again::{Again, Plan};
@@ -392,6 +392,7 @@ impl Call {
         let (instance, instance_id) = (Arc::clone(&attempt.instance), Arc::clone(&attempt.instance_id));
         let stream = attempt.stream.take()?;
         let is_lost = matches!(ending, Ending::Lost { .. });
+        let is_shut_down = matches!(&ending, Ending::Fault(fault) if fault.code == FaultCode::Shutdown);
         if !is_lost {
             // Whatever it answered, it is there.
             attempt.end_trial(true);
@@ -402,8 +403,10 @@ impl Call {
                 reject.reason,
                 RejectReason::Overloaded | RejectReason::Draining | RejectReason::NoSuchEndpoint
             ),
-            Ending::Lost { maybe_executed, .. } => !maybe_executed || self.idempotent || self.resumable,
-            _ => false,
+            Ending::Lost { maybe_executed: false, .. } => true,
+            // It may have run.
+            Ending::Lost { .. } => self.idempotent || self.resumable,
+            _ => is_shut_down && (self.idempotent || self.resumable),
         };
         // Items of an accepted request stream may have gone, and nobody has kept them.
         let may_go_on = may_go_on && !self.feed.as_ref().is_some_and(|feed| feed.is_accepted());

@@ -103,7 +103,8 @@ struct State {
     endpoints: Vec<String>,
     failure: Option<ConnectFailure>,
     ejection: Ejection,
-    removed: bool,
+    /// Since when it is not listed, in milliseconds.
+    removed_ms: Option<u64>,
 }
 
 /// One worker.
@@ -148,12 +149,18 @@ impl Instance {
     }
 
     pub(super) fn is_removed(&self) -> bool {
-        self.state.lock().removed
+        self.state.lock().removed_ms.is_some()
     }
 
-    pub(super) fn set_removed(&self, removed: bool) {
-        self.state.lock().removed = removed;
-        self.listed.send_replace(if removed { Listed::Removed } else { Listed::Yes });
+    /// Whether it has not been listed for so long.
+    pub(super) fn is_removed_for(&self, ms: u64, now_ms: u64) -> bool {
+        self.state.lock().removed_ms.is_some_and(|since_ms| now_ms.saturating_sub(since_ms) >= ms)
+    }
+
+    /// It is not listed from this moment on, or it is again.
+    pub(super) fn set_removed(&self, removed_ms: Option<u64>) {
+        self.state.lock().removed_ms = removed_ms;
+        self.listed.send_replace(if removed_ms.is_some() { Listed::Removed } else { Listed::Yes });
     }
 
     /// Discovery has not listed it for so long that its link is closed once its last stream has ended.
@@ -245,7 +252,7 @@ impl Instance {
             address: self.address.to_string(),
             instance_id: state.instance_id.clone(),
             state: match (&state.link, state.ready) {
-                _ if state.removed => InstanceState::Tombstoned,
+                _ if state.removed_ms.is_some() => InstanceState::Tombstoned,
                 (None, _) => InstanceState::Down,
                 (Some(_), false) => InstanceState::Draining,
                 _ if state.ejection.standing(now_ms()) != Standing::In => InstanceState::Ejected,
@@ -303,7 +310,7 @@ impl State {
     }
 
     fn usable_link(&self) -> Option<&Arc<Link>> {
-        self.link.as_ref().filter(|link| self.ready && !self.removed && !link.is_closed())
+        self.link.as_ref().filter(|link| self.ready && self.removed_ms.is_none() && !link.is_closed())
     }
 
     fn serves(&self, endpoint: &str) -> bool {

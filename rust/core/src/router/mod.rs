@@ -272,7 +272,7 @@ impl Shared {
             list = list.iter().filter(|listing| usable(listing).is_ok()).cloned().collect();
         }
         let was_complete = self.instances.is_complete();
-        let changes = self.instances.update(place, list);
+        let changes = self.instances.update(place, list, now_ms());
         if was_complete && changes.is_nothing() {
             return;
         }
@@ -283,9 +283,10 @@ impl Shared {
         for instance in changes.removed {
             let router = Arc::downgrade(self);
             self.runtime.spawn(async move {
-                tokio::time::sleep(Duration::from_millis(TOMBSTONE_MS)).await;
+                // One more, since both clocks count in whole milliseconds.
+                tokio::time::sleep(Duration::from_millis(TOMBSTONE_MS + 1)).await;
                 if let Some(router) = router.upgrade()
-                    && router.instances.forget(&instance)
+                    && router.instances.forget(&instance, now_ms())
                 {
                     router.changed();
                 }

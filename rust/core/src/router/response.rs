@@ -131,7 +131,8 @@ impl ResponseStream {
                 Ready::End => Ok(item),
                 Ready::Failed(error) => Err(error),
                 Ready::Item(_) | Ready::Pending => {
-                    self.kill();
+                    // Only this run: whoever polls it holds the lock of all runs.
+                    self.kill_own();
                     Err(self.error(CallErrorKind::NotUnary { items: 2 }))
                 }
             },

@@ -54,7 +54,7 @@ impl InstanceSet {
     }
 
     /// Takes what a place lists now.
-    pub(super) fn update(&self, place: usize, list: Arc<[Listing]>) -> Changes {
+    pub(super) fn update(&self, place: usize, list: Arc<[Listing]>, now_ms: u64) -> Changes {
         let mut lists = self.lists.lock();
         if let Some(known) = lists.get_mut(place) {
             *known = Some(list);
@@ -66,11 +66,11 @@ impl InstanceSet {
         for instance in &all {
             match (is_listed(instance.address()), instance.is_removed()) {
                 (true, true) => {
-                    instance.set_removed(false);
+                    instance.set_removed(None);
                     changes.returned = true;
                 }
                 (false, false) => {
-                    instance.set_removed(true);
+                    instance.set_removed(Some(now_ms));
                     changes.removed.push(Arc::clone(instance));
                 }
                 _ => {}
@@ -89,11 +89,11 @@ impl InstanceSet {
         changes
     }
 
-    /// Forgets an instance if it has not been listed again. True when it is gone.
-    pub(super) fn forget(&self, instance: &Arc<Instance>) -> bool {
+    /// Forgets an instance if it has not been listed for [`TOMBSTONE_MS`]. True when it is gone.
+    pub(super) fn forget(&self, instance: &Arc<Instance>, now_ms: u64) -> bool {
         // Updates and this take turns.
         let _lists = self.lists.lock();
-        if !instance.is_removed() {
+        if !instance.is_removed_for(TOMBSTONE_MS, now_ms) {
             return false;
         }
         let left: Arc<[_]> =
@@ -122,46 +122,58 @@ mod tests {
     #[test]
     fn each_address_is_one_instance_however_often_it_is_listed() {
         let set = InstanceSet::new(2);
-        assert_eq!(ports(&set.update(0, list(&[1, 2, 1])).added), ["1", "2"]);
+        assert_eq!(ports(&set.update(0, list(&[1, 2, 1]), 0).added), ["1", "2"]);
         assert!(!set.is_complete());
-        assert_eq!(ports(&set.update(1, list(&[2, 3])).added), ["3"]);
+        assert_eq!(ports(&set.update(1, list(&[2, 3]), 0).added), ["3"]);
         assert_eq!(ports(&set.all()), ["1", "2", "3"]);
         assert!(set.is_complete());
-        assert!(set.update(0, list(&[2, 1])).is_nothing());
+        assert!(set.update(0, list(&[2, 1]), 0).is_nothing());
     }
 
     #[test]
     fn an_instance_goes_when_no_place_lists_it_any_more() {
         let set = InstanceSet::new(2);
-        set.update(0, list(&[1, 2]));
-        set.update(1, list(&[2]));
-        assert!(set.update(0, list(&[1])).is_nothing());
-        let gone = set.update(1, list(&[])).removed;
+        set.update(0, list(&[1, 2]), 0);
+        set.update(1, list(&[2]), 0);
+        assert!(set.update(0, list(&[1]), 0).is_nothing());
+        let gone = set.update(1, list(&[]), 0).removed;
         assert_eq!(ports(&gone), ["2"]);
         assert!(gone[0].is_removed());
         assert_eq!(ports(&set.all()), ["1", "2"], "its tombstone stays for a while");
-        assert!(set.forget(&gone[0]));
+        assert!(!set.forget(&gone[0], TOMBSTONE_MS - 1));
+        assert!(set.forget(&gone[0], TOMBSTONE_MS));
         assert_eq!(ports(&set.all()), ["1"]);
     }
 
     #[test]
     fn an_instance_that_returns_in_time_is_the_same() {
         let set = InstanceSet::new(1);
-        let first = set.update(0, list(&[1])).added.remove(0);
-        set.update(0, list(&[]));
-        let changes = set.update(0, list(&[1]));
+        let first = set.update(0, list(&[1]), 0).added.remove(0);
+        set.update(0, list(&[]), 0);
+        let changes = set.update(0, list(&[1]), 0);
         assert!(changes.returned && changes.added.is_empty() && changes.removed.is_empty());
-        assert!(!set.forget(&first));
+        assert!(!set.forget(&first, TOMBSTONE_MS));
         assert!(Arc::ptr_eq(&set.all()[0], &first));
+    }
+
+    #[test]
+    fn an_instance_that_goes_again_is_remembered_from_then_on() {
+        let set = InstanceSet::new(1);
+        let first = set.update(0, list(&[1]), 0).added.remove(0);
+        set.update(0, list(&[]), 0);
+        set.update(0, list(&[1]), 1);
+        set.update(0, list(&[]), 2);
+        assert!(!set.forget(&first, TOMBSTONE_MS + 1), "its first removal counts no more");
+        assert!(set.forget(&first, TOMBSTONE_MS + 2));
     }
 
     #[test]
     fn an_instance_that_returns_too_late_is_a_new_one() {
         let set = InstanceSet::new(1);
-        let first = set.update(0, list(&[1])).added.remove(0);
-        set.update(0, list(&[]));
-        assert!(set.forget(&first));
-        let second = set.update(0, list(&[1])).added.remove(0);
+        let first = set.update(0, list(&[1]), 0).added.remove(0);
+        set.update(0, list(&[]), 0);
+        assert!(set.forget(&first, TOMBSTONE_MS));
+        let second = set.update(0, list(&[1]), 0).added.remove(0);
         assert!(!Arc::ptr_eq(&first, &second));
     }
 }
