@@ -27,6 +27,10 @@ pub struct WorkerConfig {
     pub ping_interval: Duration,
     /// Further silence after which it is given up. Default 5 s.
     pub ping_timeout: Duration,
+    /// Silence of an engine that declares a health check, after which it is asked. Default 5 s.
+    pub health_interval: Duration,
+    /// Further silence after which the worker is not ready. Default 5 s.
+    pub health_timeout: Duration,
     /// Largest request and item in bytes. Default 32 MiB.
     pub max_message_bytes: usize,
     /// Streams open at once on one link. Default 65,536.
@@ -48,6 +52,8 @@ impl Default for WorkerConfig {
             drain_timeout: Duration::from_secs(30),
             ping_interval: Duration::from_secs(5),
             ping_timeout: Duration::from_secs(5),
+            health_interval: Duration::from_secs(5),
+            health_timeout: Duration::from_secs(5),
             max_message_bytes: MESSAGE_MAX_DEFAULT,
             streams_per_link: STREAMS_PER_LINK_DEFAULT,
             stream_window: STREAM_WINDOW_DEFAULT,
@@ -67,6 +73,8 @@ impl WorkerConfig {
         at_least_one("streams_per_link", u64::from(self.streams_per_link))?;
         check_stream_window(self.stream_window)?;
         check_namespace(&self.namespace)?;
+        at_least_1_ms("health_interval", self.health_interval)?;
+        at_least_1_ms("health_timeout", self.health_timeout)?;
         check_common(self.ping_interval, self.ping_timeout, self.max_message_bytes, self.token.as_deref())
     }
 
@@ -181,9 +189,7 @@ fn check_common(
     token: Option<&str>,
 ) -> Result<(), StartError> {
     for (setting, duration) in [("ping_interval", ping_interval), ("ping_timeout", ping_timeout)] {
-        if duration < Duration::from_millis(1) {
-            return Err(refused(setting, "at least 1 ms", &format_args!("{duration:?}")));
-        }
+        at_least_1_ms(setting, duration)?;
     }
     at_least_one("max_message_bytes", max_message_bytes as u64)?;
     if max_message_bytes > MESSAGE_MAX {
@@ -194,6 +200,13 @@ fn check_common(
         Some(token) if token.len() > TOKEN_MAX => Err(refused("token", "at most 1024 bytes", &token.len())),
         _ => Ok(()),
     }
+}
+
+fn at_least_1_ms(setting: &'static str, given: Duration) -> Result<(), StartError> {
+    if given < Duration::from_millis(1) {
+        return Err(refused(setting, "at least 1 ms", &format_args!("{given:?}")));
+    }
+    Ok(())
 }
 
 fn at_least_one(setting: &'static str, given: u64) -> Result<(), StartError> {
@@ -219,6 +232,10 @@ mod tests {
         let named = |error: StartError| error.to_string();
         let worker = WorkerConfig { concurrency: 0, ..WorkerConfig::default() };
         assert!(named(worker.check().unwrap_err()).starts_with("concurrency"));
+        let worker = WorkerConfig { health_interval: Duration::ZERO, ..WorkerConfig::default() };
+        assert!(named(worker.check().unwrap_err()).starts_with("health_interval"));
+        let worker = WorkerConfig { health_timeout: Duration::ZERO, ..WorkerConfig::default() };
+        assert!(named(worker.check().unwrap_err()).starts_with("health_timeout"));
         let worker = WorkerConfig { stream_window: 1, ..WorkerConfig::default() };
         assert!(named(worker.check().unwrap_err()).starts_with("stream_window"));
         let router = RouterConfig { stream_window: 1, ..RouterConfig::default() };

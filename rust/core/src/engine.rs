@@ -19,7 +19,7 @@ use headrace_wire::outbound::{Finish, Outbound, Pushed};
 use crate::clock::{NEVER, now_ms};
 use crate::link::{Item, Stream};
 use crate::requests::RequestStream;
-use crate::worker::Permit;
+use crate::worker::{Permit, Pulse};
 
 /// A model, or anything that answers requests with items.
 pub trait Engine: Send + Sync + Debug + 'static {
@@ -31,6 +31,13 @@ pub trait Engine: Send + Sync + Debug + 'static {
     /// them.
     fn refuses(&self, request_shape: Shape) -> Option<Cow<'_, str>> {
         (request_shape == Shape::Many).then_some(NO_STREAMS.into())
+    }
+
+    /// A small request that it can always answer, asked once as the worker is bound. While nobody else gets
+    /// an answer it is sent this from time to time; one that then answers nobody makes its worker not ready
+    /// (see [`crate::WorkerConfig::health_interval`]). By default there is none, and it is not checked.
+    fn health_check(&self) -> Option<Item> {
+        None
     }
 }
 
@@ -76,13 +83,28 @@ pub enum PushError {
 pub struct Responder {
     stream: Arc<Stream>,
     permit: Option<Permit>,
+    pulse: Option<Pulse>,
     prologue_sent: AtomicBool,
     finished: bool,
 }
 
 impl Responder {
-    pub(crate) const fn new(stream: Arc<Stream>, permit: Permit) -> Self {
-        Self { stream, permit: Some(permit), prologue_sent: AtomicBool::new(false), finished: false }
+    pub(crate) const fn new(stream: Arc<Stream>, permit: Permit, pulse: Option<Pulse>) -> Self {
+        Self { stream, permit: Some(permit), pulse, prologue_sent: AtomicBool::new(false), finished: false }
+    }
+
+    /// An item has been pushed, or not: only one that has been tells of a sound engine.
+    fn pushed(&self, pushed: Result<Pushed, EncodeError>) -> Result<Pushed, PushError> {
+        if pushed.is_ok() {
+            self.answered();
+        }
+        push_result(pushed)
+    }
+
+    fn answered(&self) {
+        if let Some(pulse) = &self.pulse {
+            pulse.answered();
+        }
     }
 
     /// Says that the engine has returned its stream. The first item says so too.
@@ -109,7 +131,7 @@ impl Responder {
             self.open_first(out);
             out.item(self.stream.id, encoding, payload)
         });
-        push_result(pushed)
+        self.pushed(pushed)
     }
 
     /// As [`Self::push`], by reference: for large payloads that nobody changes any more.
@@ -121,7 +143,7 @@ impl Responder {
             self.open_first(out);
             out.item_shared(self.stream.id, encoding, payload)
         });
-        push_result(pushed)
+        self.pushed(pushed)
     }
 
     /// Ready when everything pushed has found its place in the outbound buffer, or the stream is killed.
@@ -164,6 +186,7 @@ impl Responder {
             return Err((error, self));
         }
         self.finished = true;
+        self.answered();
         self.stream.link.forget(id);
         self.stream.responded();
         Ok(())
@@ -171,6 +194,7 @@ impl Responder {
 
     /// Ends the stream cleanly.
     pub fn finish(mut self) {
+        self.answered();
         self.end(Finish::End { stopped: self.is_stopped() });
     }
 
@@ -296,18 +320,25 @@ pub struct AsyncEngine<F> {
     function: F,
     runtime: tokio::runtime::Handle,
     takes_streams: bool,
+    health_check: Option<Item>,
 }
 
 impl<F> AsyncEngine<F> {
     /// Wraps `function(request, answer)`, which pushes through [`Answer::send`] and returns how it ended.
     pub const fn new(runtime: tokio::runtime::Handle, function: F) -> Self {
-        Self { function, runtime, takes_streams: false }
+        Self { function, runtime, takes_streams: false, health_check: None }
     }
 
     /// Takes request streams as well as single requests: the function looks at [`Request::requests`].
     #[must_use]
     pub fn taking_streams(self) -> Self {
         Self { takes_streams: true, ..self }
+    }
+
+    /// Declares what it is asked while nobody else gets an answer: see [`Engine::health_check`].
+    #[must_use]
+    pub fn checked_with(self, check: Item) -> Self {
+        Self { health_check: Some(check), ..self }
     }
 }
 
@@ -347,6 +378,10 @@ where
 {
     fn refuses(&self, request_shape: Shape) -> Option<Cow<'_, str>> {
         (request_shape == Shape::Many && !self.takes_streams).then_some(NO_STREAMS.into())
+    }
+
+    fn health_check(&self) -> Option<Item> {
+        self.health_check.clone()
     }
 
     fn start(&self, request: Request, responder: Responder) {

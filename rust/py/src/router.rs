@@ -8,8 +8,7 @@ use headrace::address::AddressError;
 use headrace::discovery::{Directory, Discovery, Fixed};
 use headrace::wire::kind::Encoding;
 use headrace::{
-    Address, CallOptions, Choose, InstanceInfo, InstanceState, Item, Policy, Router as CoreRouter,
-    RouterConfig,
+    Address, CallOptions, Choose, InstanceInfo, Item, Policy, Router as CoreRouter, RouterConfig,
 };
 use parking_lot::Mutex;
 use pyo3::exceptions::{PyOverflowError, PyValueError};
@@ -187,14 +186,7 @@ fn entry<'py>(py: Python<'py>, info: &InstanceInfo) -> PyResult<Bound<'py, PyDic
     let entry = PyDict::new(py);
     entry.set_item("address", &info.address)?;
     entry.set_item("instance_id", &info.instance_id)?;
-    let state = match info.state {
-        InstanceState::Up => "up",
-        InstanceState::Draining => "draining",
-        InstanceState::Ejected => "ejected",
-        InstanceState::Tombstoned => "tombstoned",
-        _ => "down",
-    };
-    entry.set_item("state", state)?;
+    entry.set_item("state", info.state.name())?;
     entry.set_item("endpoints", &info.endpoints)?;
     entry.set_item("in_flight", info.in_flight)?;
     entry.set_item("last_error", info.last_error.as_deref())?;

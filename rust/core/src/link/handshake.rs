@@ -95,11 +95,7 @@ pub(crate) async fn connect(
 ) -> Result<Greeting, HandshakeError> {
     within_limit(async {
         match address {
-            Address::Unix(path) => {
-                let mut stream = UnixStream::connect(path).await?;
-                let agreed = greet(&mut stream, local).await?;
-                Ok(agreed.over(Socket::Unix(stream.into_std()?)))
-            }
+            Address::Unix(path) => greet_over(UnixStream::connect(path).await?, local).await,
             Address::Tcp { .. } => {
                 let mut stream = connect_tcp(address, insecure).await?;
                 let agreed = greet(&mut stream, local).await?;
@@ -108,6 +104,12 @@ pub(crate) async fn connect(
         }
     })
     .await
+}
+
+/// A router's side over a connection that is there already.
+pub(crate) async fn greet_over(mut stream: UnixStream, local: &Local) -> Result<Greeting, HandshakeError> {
+    let agreed = greet(&mut stream, local).await?;
+    Ok(agreed.over(Socket::Unix(stream.into_std()?)))
 }
 
 async fn connect_tcp(address: &Address, insecure: bool) -> Result<TcpStream, HandshakeError> {

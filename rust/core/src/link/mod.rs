@@ -31,7 +31,9 @@ use tokio::sync::{Notify, watch};
 
 pub use self::driver::{Driver, SCRATCH_BYTES, TokioDriver};
 pub(crate) use self::feed::Feed;
-pub(crate) use self::handshake::{Greeting, HandshakeError, Incoming, Local, Peer, accept, connect};
+pub(crate) use self::handshake::{
+    Greeting, HandshakeError, Incoming, Local, Peer, accept, connect, greet_over,
+};
 use self::receive::Reader;
 use self::socket::Socket;
 pub use self::stream::Item;

@@ -156,7 +156,7 @@ impl Call {
         }
         let each = |info: &InstanceInfo| match &info.last_error {
             Some(error) => format!("{}: {error}", info.address),
-            None => format!("{} is {:?}", info.address, info.state),
+            None => format!("{} is {}", info.address, info.state.name()),
         };
         let reason = infos.iter().map(each).collect::<Vec<_>>().join("; ");
         if infos.iter().all(|info| info.last_error.is_some()) {

@@ -1,4 +1,5 @@
-//! One worker as a router knows it: connecting, up, draining or down, ejected, tombstoned, and how busy it is.
+//! One worker as a router knows it: connecting, up, not ready, draining or down, ejected, tombstoned, and how
+//! busy it is.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
@@ -10,6 +11,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::ejection::{Ejection, Standing};
+use super::info::{InstanceInfo, InstanceState};
 use super::{Shared, affinity};
 use crate::address::Address;
 use crate::clock::{now_ms, now_ns};
@@ -29,42 +31,6 @@ const PARTING_TICK: Duration = Duration::from_millis(50);
 
 /// Time constant of the peak-sensitive latency average.
 const LATENCY_DECAY_NS: f64 = 10e9;
-
-/// Where an instance stands.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum InstanceState {
-    /// Not connected: the first attempt is under way, or the last one failed.
-    #[default]
-    Down,
-    /// Takes requests.
-    Up,
-    /// Connected, but takes no new requests.
-    Draining,
-    /// Connected, but its link was lost under calls too often lately: taken only if there is no other, until a
-    /// call that is sent there on trial is answered.
-    Ejected,
-    /// No longer listed by discovery. Its streams end as they will, new calls do not go there.
-    Tombstoned,
-}
-
-/// What is known of an instance.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct InstanceInfo {
-    /// Where it is.
-    pub address: String,
-    /// Its identity; empty until it was first connected.
-    pub instance_id: String,
-    /// Where it stands.
-    pub state: InstanceState,
-    /// Its endpoints.
-    pub endpoints: Vec<String>,
-    /// Calls of this router in flight there.
-    pub in_flight: usize,
-    /// Why it is down, if it is.
-    pub last_error: Option<String>,
-}
 
 /// Why an instance could not be connected to.
 #[derive(Clone, Debug)]
@@ -100,6 +66,8 @@ struct State {
     link: Option<Arc<Link>>,
     instance_id: String,
     ready: bool,
+    /// GOAWAY came.
+    draining: bool,
     endpoints: Vec<String>,
     failure: Option<ConnectFailure>,
     ejection: Ejection,
@@ -251,12 +219,13 @@ impl Instance {
         InstanceInfo {
             address: self.address.to_string(),
             instance_id: state.instance_id.clone(),
-            state: match (&state.link, state.ready) {
+            state: match &state.link {
                 _ if state.removed_ms.is_some() => InstanceState::Tombstoned,
-                (None, _) => InstanceState::Down,
-                (Some(_), false) => InstanceState::Draining,
+                None => InstanceState::Down,
+                Some(_) if state.draining => InstanceState::Draining,
+                Some(_) if !state.ready => InstanceState::Unready,
                 _ if state.ejection.standing(now_ms()) != Standing::In => InstanceState::Ejected,
-                (Some(_), true) => InstanceState::Up,
+                Some(_) => InstanceState::Up,
             },
             endpoints: state.endpoints.clone(),
             in_flight: self.in_flight.load(Ordering::Relaxed),
@@ -288,6 +257,7 @@ impl Instance {
         peer.instance_id.as_ref().clone_into(&mut state.instance_id);
         state.endpoints.clone_from(&peer.endpoints);
         state.ready = true;
+        state.draining = false;
     }
 
     fn set_up(&self, link: Arc<Link>) {
@@ -310,7 +280,8 @@ impl State {
     }
 
     fn usable_link(&self) -> Option<&Arc<Link>> {
-        self.link.as_ref().filter(|link| self.ready && self.removed_ms.is_none() && !link.is_closed())
+        let takes_requests = self.ready && !self.draining && self.removed_ms.is_none();
+        self.link.as_ref().filter(|link| takes_requests && !link.is_closed())
     }
 
     fn serves(&self, endpoint: &str) -> bool {
@@ -374,7 +345,7 @@ impl Owner for Session {
 
     fn on_goaway(&self) {
         self.parted.store(true, Ordering::Relaxed);
-        self.instance.state.lock().ready = false;
+        self.instance.state.lock().draining = true;
         self.changed();
     }
 

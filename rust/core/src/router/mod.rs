@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`set`] | which workers there are, by what discovery lists |
 //! | [`instances`], [`ejection`] | one worker: its link, its state, reconnecting; keeping it out of the choice |
+//! | [`info`] | what callers are told of an instance |
 //! | [`policy`], [`affinity`] | picking one of several; the same one for calls that belong together |
 //! | [`retry`] | how many further attempts there may be |
 //! | [`options`], [`call`], [`choice`] | one call, from request to stream, with its attempts; where each goes |
@@ -14,6 +15,7 @@ mod again;
 mod call;
 mod choice;
 mod ejection;
+mod info;
 mod instances;
 mod options;
 mod policy;
@@ -36,8 +38,7 @@ use tokio::sync::{Notify, watch};
 
 pub(crate) use self::affinity::seed as name_hash;
 pub use self::call::Call;
-
-pub use self::instances::{InstanceInfo, InstanceState};
+pub use self::info::{InstanceInfo, InstanceState};
 pub use self::options::CallOptions;
 use self::policy::Picker;
 pub use self::policy::{Choose, Policy};

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::affinity;
-use super::instances::InstanceInfo;
+use super::info::InstanceInfo;
 
 /// How a router picks an instance, unless a call names one or brings an affinity.
 #[derive(Clone, Debug, Default)]
@@ -136,7 +136,7 @@ fn least_loaded(count: usize, start: usize, in_flight: impl Fn(usize) -> usize) 
 
 #[cfg(test)]
 mod tests {
-    use super::super::instances::InstanceState;
+    use super::super::info::InstanceState;
     use super::*;
 
     /// Instances with so many in flight each; cost is the same.

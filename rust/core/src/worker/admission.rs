@@ -8,7 +8,8 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 
-use super::Shared;
+use super::health::Pulse;
+use super::{Shared, session};
 use crate::engine::{Engine, Request};
 use crate::link::Stream;
 
@@ -18,6 +19,8 @@ pub(crate) struct Job {
     pub(super) engine: Arc<dyn Engine>,
     pub(super) request: Request,
     pub(super) stream: Arc<Stream>,
+    /// Tells of the engine's health, if it can be checked.
+    pub(super) pulse: Option<Pulse>,
 }
 
 /// What admission decided.
@@ -123,7 +126,7 @@ pub(super) fn start_in_turn(job: Job, permit: Permit) {
         }
     });
     while let Some((job, permit)) = next {
-        super::start(job, permit);
+        session::start(job, permit);
         // Without thread-locals (the thread is ending) nothing was left for later either.
         next = outermost.ok().and_then(|()| STARTING.with_borrow_mut(take_next));
     }

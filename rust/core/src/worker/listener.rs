@@ -14,7 +14,8 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 
-use super::{Session, Shared};
+use super::Shared;
+use super::session::Session;
 use crate::address::Address;
 use crate::error::StartError;
 use crate::link::{Driver, Incoming, Link, accept};
@@ -130,7 +131,7 @@ async fn accept_forever(bound: Bound, shared: Arc<Shared>, runtime: Handle, driv
             let local = shared.local();
             match accept(incoming, &local).await {
                 Ok(greeting) => {
-                    let session = Arc::new(Session(Arc::clone(&shared)));
+                    let session = Arc::new(Session::of_router(Arc::clone(&shared)));
                     let liveness = shared.config.liveness();
                     let link = Link::start(greeting, session, driver, &shared.ticker, liveness, &local);
                     shared.add_link(link);

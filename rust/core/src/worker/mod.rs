@@ -3,40 +3,39 @@
 //! | file | what lives there |
 //! |---|---|
 //! | [`listener`] | accepting connections, handshakes |
+//! | [`session`] | one router's link: answering its requests |
 //! | [`admission`] | running, queued, refused: places and who gets them |
+//! | [`health`] | whether engines answer |
 //! | this one | the worker's life: bind, serve, drain, close |
 
 mod admission;
+mod health;
 mod listener;
+mod session;
 
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
-use headrace_wire::body::{FaultCode, Goaway, GoawayReason, RejectReason, RequestHead, Role, Shape, Status};
-use headrace_wire::limits::{ENDPOINT_MAX, ENDPOINTS_MAX, LINK_WINDOW_DEFAULT, STREAM_WINDOW_MIN};
-use headrace_wire::stream::Inbound;
+use headrace_wire::body::{FaultCode, Goaway, GoawayReason, Role, Status};
+use headrace_wire::limits::{ENDPOINT_MAX, ENDPOINTS_MAX, LINK_WINDOW_DEFAULT};
 use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 
+use self::admission::Admission;
 pub(crate) use self::admission::Permit;
-use self::admission::{Admission, Admitted, Job};
+pub(crate) use self::health::Pulse;
+use self::health::{Checks, Vitals};
 use self::listener::Listener;
 use crate::address::Address;
-use crate::budget::Claim;
-use crate::clock::{NEVER, after_ms};
 use crate::config::WorkerConfig;
 use crate::discovery::{Discovery, DiscoveryError, Listing, Registration};
-use crate::engine::{Engine, Request, Responder};
+use crate::engine::Engine;
 use crate::error::StartError;
-use crate::link::Local;
-use crate::link::{Driver, Item, Link, Owner, Stream, Ticker, Timing};
-use crate::requests::RequestStream;
+use crate::link::{Driver, Link, Local, Ticker};
 
 /// How often a drain looks whether the last answers have been written.
 const DRAIN_TICK: Duration = Duration::from_millis(5);
@@ -61,11 +60,28 @@ pub struct WorkerStats {
     pub rejected_total: u64,
 }
 
+/// An engine under its endpoint's name.
+#[derive(Debug)]
+struct Served {
+    endpoint: Arc<str>,
+    engine: Arc<dyn Engine>,
+    /// What is known of its health, if it can be checked.
+    vitals: Option<Arc<Vitals>>,
+}
+
+impl Served {
+    fn new(endpoint: &str, engine: Arc<dyn Engine>) -> Self {
+        let endpoint: Arc<str> = endpoint.into();
+        let vitals = engine.health_check().map(|check| Arc::new(Vitals::new(Arc::clone(&endpoint), check)));
+        Self { endpoint, engine, vitals }
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Shared {
     config: WorkerConfig,
     instance_id: String,
-    engines: FxHashMap<String, (Arc<str>, Arc<dyn Engine>)>,
+    engines: FxHashMap<String, Served>,
     endpoints: Vec<String>,
     admission: Admission,
     links: Mutex<Vec<Arc<Link>>>,
@@ -79,6 +95,7 @@ pub(crate) struct Shared {
     closed: watch::Sender<bool>,
     /// Where it is listed, as long as it takes requests.
     listed: Mutex<Vec<Registration>>,
+    checks: Mutex<Checks>,
 }
 
 /// A listening worker. Closing it, or dropping the last handle, ends every stream.
@@ -117,7 +134,10 @@ impl Worker {
         endpoints.sort();
         let engines = engines
             .into_iter()
-            .map(|(name, engine)| (name.clone(), (Arc::from(name.as_str()), engine)))
+            .map(|(name, engine)| {
+                let served = Served::new(&name, engine);
+                (name, served)
+            })
             .collect();
         let shared = Arc::new(Shared {
             instance_id: format!("{:016x}", fastrand::u64(..)),
@@ -133,9 +153,12 @@ impl Worker {
             progress: Notify::new(),
             closed: watch::Sender::new(false),
             listed: Mutex::new(Vec::new()),
+            checks: Mutex::new(Checks::default()),
             config,
         });
+        let checks = (runtime.clone(), Arc::clone(&driver));
         let (listener, address) = Listener::bind(address, Arc::clone(&shared), runtime, driver).await?;
+        *shared.checks.lock() = Checks::start(&shared, &checks.0, &checks.1);
         Ok(Self { shared, address, listener: Arc::new(listener) })
     }
 
@@ -170,6 +193,21 @@ impl Worker {
             accepted_total: self.shared.accepted_total.load(Ordering::Relaxed),
             rejected_total: self.shared.rejected_total.load(Ordering::Relaxed),
         }
+    }
+
+    /// Whether routers are told to send requests: it does not drain, and its engines answer.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.shared.status().ready
+    }
+
+    /// Why it is not ready, if it is not.
+    #[must_use]
+    pub fn unready_reason(&self) -> Option<String> {
+        if self.shared.is_draining() {
+            return Some("it is draining".to_owned());
+        }
+        self.shared.unhealthy()
     }
 
     /// Lists the worker in `place`, until it drains or closes, or its process ends.
@@ -260,7 +298,7 @@ impl Shared {
     fn status(&self) -> Status {
         let (running, queued) = self.admission.load();
         Status {
-            ready: !self.is_draining(),
+            ready: !self.is_draining() && self.unhealthy().is_none(),
             running: running as u32,
             queued: queued as u32,
             endpoints: self.endpoints.clone(),
@@ -273,6 +311,8 @@ impl Shared {
         // Looked at after the link is listed, so that either the drain's round or this sees the other.
         if self.is_draining() {
             link.announce_drain(&self.status());
+        } else if !self.status().ready {
+            self.tell_status(&link);
         }
         if self.closing.load(Ordering::Acquire) {
             link.close_with(GoawayReason::Closed, SHUT_DOWN);
@@ -293,6 +333,8 @@ impl Shared {
         }
         let listed = std::mem::take(&mut *self.listed.lock());
         drop(listed);
+        // An engine that is stuck in its check shall not be waited for.
+        drop(std::mem::take(&mut *self.checks.lock()));
         let status = self.status();
         let links = self.links.lock().clone();
         for link in links {
@@ -335,111 +377,6 @@ impl Shared {
 
     pub(crate) const fn admission(&self) -> &Admission {
         &self.admission
-    }
-
-    /// Finds the engine of an endpoint; an empty name means the only one there is.
-    fn engine(&self, endpoint: &str) -> Option<&(Arc<str>, Arc<dyn Engine>)> {
-        if endpoint.is_empty() && self.engines.len() == 1 {
-            return self.engines.values().next();
-        }
-        self.engines.get(endpoint)
-    }
-
-    /// What receives the rest of a request, and its first credit.
-    fn receiving(&self, link: &Arc<Link>, id: u64, shape: Shape, timing: Timing) -> (Arc<Stream>, u32) {
-        let link = Arc::clone(link);
-        match shape {
-            Shape::Single => {
-                let stream = Stream::new(id, link, Inbound::single_request(), Claim::none(), timing);
-                // ACCEPT names a window although nothing will come.
-                (Arc::new(stream), STREAM_WINDOW_MIN)
-            }
-            Shape::Many => {
-                let window = Claim::window(self.config.stream_window);
-                let granted = window.bytes();
-                let inbound = Inbound::request_stream(granted, self.config.max_message_bytes);
-                (Arc::new(Stream::new(id, link, inbound, window, timing).with_requests()), granted)
-            }
-        }
-    }
-
-    fn refuse(&self, link: &Arc<Link>, id: u64, reason: RejectReason, retry_after_ms: u32, detail: &str) {
-        self.rejected_total.fetch_add(1, Ordering::Relaxed);
-        link.reject(id, reason, retry_after_ms, detail);
-    }
-}
-
-/// The worker as the owner of one link.
-#[derive(Debug)]
-pub(super) struct Session(pub(super) Arc<Shared>);
-
-impl Owner for Session {
-    fn on_request(&self, link: &Arc<Link>, id: u64, head: RequestHead, payload: Bytes) {
-        let shared = &self.0;
-        if shared.is_draining() {
-            return shared.refuse(link, id, RejectReason::Draining, 0, "the worker is draining");
-        }
-        let Some((endpoint, engine)) = shared.engine(&head.endpoint) else {
-            return shared.refuse(link, id, RejectReason::NoSuchEndpoint, 0, &shared.endpoints.join(", "));
-        };
-        if let Some(detail) = engine.refuses(head.request_shape) {
-            return shared.refuse(link, id, RejectReason::UnsupportedShape, 0, &detail);
-        }
-        if head.deadline_us == Some(0) {
-            return shared.refuse(link, id, RejectReason::Expired, 0, "the deadline passed on the way");
-        }
-        if link.streams() >= shared.config.streams_per_link as usize {
-            return shared.refuse(link, id, RejectReason::Overloaded, 100, "too many streams on this link");
-        }
-        let timing = Timing {
-            deadline_ms: after_ms(head.deadline_us.map(Duration::from_micros)),
-            item_timeout_ms: NEVER,
-            slow_consumer_ms: NEVER,
-        };
-        let (stream, granted) = shared.receiving(link, id, head.request_shape, timing);
-        let requests = (head.request_shape == Shape::Many).then(|| RequestStream::new(Arc::clone(&stream)));
-        let request = Request {
-            id: head.request_id,
-            endpoint: Arc::clone(endpoint),
-            payload: Item { encoding: head.encoding, payload },
-            requests,
-            metadata: head.metadata,
-            traceparent: head.traceparent,
-            client_id: Arc::clone(&link.peer().instance_id),
-        };
-        let job = Job { engine: Arc::clone(engine), request, stream };
-        let accept = |stream: &Arc<Stream>| {
-            shared.accepted_total.fetch_add(1, Ordering::Relaxed);
-            link.accept_stream(stream, granted, head.window);
-        };
-        match shared.admission.admit(shared, job, accept) {
-            Admitted::Run(job, permit) => admission::start_in_turn(job, permit),
-            Admitted::Queued => {}
-            Admitted::Full { retry_after_ms, running, queued } => {
-                let detail = format!("{running} requests running and {queued} queued");
-                shared.refuse(link, id, RejectReason::Overloaded, retry_after_ms, &detail);
-            }
-        }
-    }
-
-    fn on_status(&self, _status: Status) {}
-
-    fn on_goaway(&self) {}
-
-    fn on_closed(&self, reason: &str, _lost: usize) {
-        tracing::debug!(instance = self.0.instance_id, reason, "a router's link closed");
-        self.0.prune_links();
-    }
-}
-
-/// Hands a request to its engine.
-fn start(job: Job, permit: Permit) {
-    let Job { engine, request, stream } = job;
-    let responder = Responder::new(stream, permit);
-    // A panic is that request's failure, not its link's: the responder answers as it is dropped.
-    let started = catch_unwind(AssertUnwindSafe(|| engine.start(request, responder)));
-    if started.is_err() {
-        tracing::error!(?engine, "an engine panicked as it was started");
     }
 }
 
