@@ -182,6 +182,8 @@ async def test_an_item_of_exactly_the_limit_passes():
         ("drain_timeout", -1),
         ("ping_interval", 0),
         ("ping_timeout", -1.0),
+        ("health_interval", 0),
+        ("health_timeout", -1.0),
         ("ping_interval", float("nan")),
         ("max_message_bytes", 0),
         ("max_message_bytes", 2**31),

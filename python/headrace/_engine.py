@@ -127,6 +127,7 @@ class Runner:
         iterator_first: whether a request stream is given as the request; else it is in the context alone.
         refuses_single: why single requests are refused, if they are.
         refuses_stream: why request streams are refused, if they are.
+        health_check: the engine's attribute of that name, if it has one.
 
     Raises:
         TypeError: it is no engine, or a synchronous one that declares a request stream.
@@ -134,6 +135,8 @@ class Runner:
 
     def __init__(self, engine: Any, threads: int, *, expose_tracebacks: bool = False) -> None:
         self._function = resolve(engine)
+        # A class was instantiated, and only its instance may have it.
+        self.health_check = getattr(getattr(self._function, "__self__", engine), "health_check", None)
         self._takes_context = takes_context(self._function)
         self._expose_tracebacks = expose_tracebacks
         self._threads: _Threads | None = None

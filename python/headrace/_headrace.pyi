@@ -231,6 +231,7 @@ class EngineSlot:
         refuses_single: str | None,
         refuses_stream: str | None,
         iterator_first: bool,
+        health_check: tuple[int, bytes] | None,
     ) -> Self: ...
 
 @final
@@ -245,6 +246,8 @@ class WorkerSettings:
         drain_timeout: float,
         ping_interval: float,
         ping_timeout: float,
+        health_interval: float,
+        health_timeout: float,
         max_message_bytes: int,
         streams_per_link: int,
         stream_window: int,
@@ -257,6 +260,10 @@ class WorkerSettings:
 class Worker:
     @property
     def unlisted(self) -> str | None: ...
+    @property
+    def ready(self) -> bool: ...
+    @property
+    def unready_reason(self) -> str | None: ...
     @property
     def address(self) -> str: ...
     @property

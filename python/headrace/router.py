@@ -24,8 +24,9 @@ class Instance:
     """Where it is."""
     instance_id: str
     """Its identity; empty until it was first connected."""
-    state: Literal["up", "draining", "down", "ejected", "tombstoned"]
-    """``"up"`` takes requests, ``"draining"`` is connected but takes none, ``"down"`` is not connected,
+    state: Literal["up", "unready", "draining", "down", "ejected", "tombstoned"]
+    """``"up"`` takes requests, ``"unready"`` is connected but its engine does not answer its health check,
+    ``"draining"`` is connected but takes no more, ``"down"`` is not connected,
     ``"ejected"`` has lost its link under calls too often lately and is used only if there is no other,
     ``"tombstoned"`` is no longer listed."""
     endpoints: list[str]

@@ -12,7 +12,7 @@ from headrace import _headrace
 from headrace._engine import Runner, engine_name
 from headrace._headrace import Codec, EngineSlot, WorkerSettings
 from headrace._loop import current_hub
-from headrace.codec import codec
+from headrace.codec import codec, encode_item
 
 MIB = 1024 * 1024
 
@@ -38,6 +38,16 @@ class Worker:
     def endpoints(self) -> list[str]:
         """Names of its endpoints, sorted."""
         return self._native.endpoints
+
+    @property
+    def ready(self) -> bool:
+        """Whether routers are told to send requests here: it does not drain, and its engines answer."""
+        return self._native.ready
+
+    @property
+    def unready_reason(self) -> str | None:
+        """Why it is not ready: it drains, or an engine is silent at its health check. ``None`` if it is."""
+        return self._native.unready_reason
 
     def stats(self) -> dict[str, int]:
         """Counts at this moment: ``running``, ``queued``, ``links``, ``streams``, and the totals
@@ -117,6 +127,9 @@ def serve(
     drain_timeout: float = 30.0,
     ping_interval: float = 5.0,
     ping_timeout: float = 5.0,
+    health_check: Any = None,
+    health_interval: float = 5.0,
+    health_timeout: float = 5.0,
     max_message_bytes: int = 32 * MIB,
     streams_per_link: int = 65_536,
     stream_window: int = 256 * 1024,
@@ -143,6 +156,15 @@ def serve(
         drain_timeout: seconds that :meth:`Worker.drain` waits.
         ping_interval: seconds of silence after which a router is asked whether it is there.
         ping_timeout: further seconds after which it is given up.
+        health_check: a small request that the engine can always answer, with request id ``"health-check"``.
+            An engine that has answered nobody for ``health_interval`` is asked that, as one of its
+            ``concurrency`` requests; if it then still answers nobody, or fails, the worker is not ready, and
+            routers pass it over until it answers again. With a dictionary of engines, a dictionary of their
+            names and requests. ``None`` for the ``health_check`` that the engine itself has as an attribute,
+            and no check without one; ``False`` for none.
+        health_interval: seconds of an engine's silence after which it is asked.
+        health_timeout: further seconds after which the worker is not ready; longer than an engine that has
+            as many requests as it takes may be silent.
         max_message_bytes: largest request and item.
         streams_per_link: streams open at once on one router's link.
         stream_window: bytes that a request stream may be ahead of its engine, 4 KiB to 1 GiB.
@@ -163,7 +185,7 @@ def serve(
 
     Raises:
         ValueError: a setting or the address cannot be used; the message names it.
-        TypeError: an engine is none.
+        TypeError: an engine is none, or a health check cannot be encoded.
         OSError: the system refuses to listen there, or ``discovery`` names a directory that cannot be used.
 
     Example:
@@ -186,6 +208,8 @@ def serve(
         drain_timeout=drain_timeout,
         ping_interval=ping_interval,
         ping_timeout=ping_timeout,
+        health_interval=health_interval,
+        health_timeout=health_timeout,
         max_message_bytes=max_message_bytes,
         streams_per_link=streams_per_link,
         stream_window=stream_window,
@@ -196,12 +220,13 @@ def serve(
     runners = {
         name: Runner(each, concurrency, expose_tracebacks=expose_tracebacks) for name, each in engines.items()
     }
+    checks = _health_checks(health_check, runners, named=isinstance(engine, Mapping))
     values = codec(request_type)
 
     async def begin() -> Worker:
         for runner in runners.values():
             runner.attach(asyncio.get_running_loop())
-        slots = [(name, _slot(runner, values)) for name, runner in runners.items()]
+        slots = [(name, _slot(runner, values, checks.get(name))) for name, runner in runners.items()]
         native = await _headrace.bind(settings, slots, current_hub())
         if native.unlisted is not None:
             warnings.warn(
@@ -215,7 +240,43 @@ def serve(
     return Serving(begin)
 
 
-def _slot(runner: Runner, values: Codec) -> EngineSlot:
+def _slot(runner: Runner, values: Codec, health_check: tuple[int, bytes] | None) -> EngineSlot:
     return EngineSlot(
-        runner.start, values, runner.refuses_single, runner.refuses_stream, runner.iterator_first
+        runner.start,
+        values,
+        runner.refuses_single,
+        runner.refuses_stream,
+        runner.iterator_first,
+        health_check,
     )
+
+
+def _health_checks(given: Any, runners: Mapping[str, Runner], *, named: bool) -> dict[str, tuple[int, bytes]]:
+    """The encoded health checks of the endpoints that have one; `named` when they came in a dictionary."""
+    if given is False:
+        return {}
+    if given is None:
+        checks = {name: runner.health_check for name, runner in runners.items()}
+    elif not named:
+        checks = dict.fromkeys(runners, given)
+    elif isinstance(given, Mapping):
+        checks = {str(name): check for name, check in cast("Mapping[Any, Any]", given).items()}
+    else:
+        raise ValueError(
+            "health_check must be a dictionary of endpoint names and requests, as the engines are"
+        )
+    encoded: dict[str, tuple[int, bytes]] = {}
+    for name, check in checks.items():
+        if check is None:
+            continue
+        if name not in runners:
+            raise ValueError(f"health_check names {name!r}, and no such engine is served")
+        if runners[name].refuses_single:
+            raise ValueError(f"health_check: {name!r} takes only streams of requests, which are no check")
+        if callable(check):
+            raise TypeError(
+                f"the health_check of {name!r} must be a request to send it, not a function; "
+                "health_check=False serves an engine whose attribute of that name is something else"
+            )
+        encoded[name] = encode_item(check)
+    return encoded

@@ -58,6 +58,8 @@ async def main() -> None:
     for argument in sys.argv[1:]:
         name, _, value = argument.partition("=")
         settings[name] = float(value) if "." in value else int(value)
+    # The function that blocks has to answer first, so nobody is asked whether it answers.
+    echo.health_check = "ping"
     engines = {"count": count, "block": block, "late": late, "echo": echo, "mirror": mirror}
     async with hr.serve(engines, **settings) as worker:
         print(worker.address, flush=True)

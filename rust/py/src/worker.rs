@@ -4,9 +4,10 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use bytes::Bytes;
 use headrace::discovery::Directory;
 use headrace::wire::body::{Fault, FaultCode, Shape};
-use headrace::{Address, Engine, Request, Responder, StartError, Worker as CoreWorker, WorkerConfig};
+use headrace::{Address, Engine, Item, Request, Responder, StartError, Worker as CoreWorker, WorkerConfig};
 use parking_lot::Mutex;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
@@ -34,6 +35,8 @@ pub(crate) struct EngineSlot {
     refuses_stream: Option<Arc<str>>,
     /// A request stream is its request, and not only in its context.
     iterator_first: bool,
+    /// What it is asked while it is silent, if it can be checked.
+    health_check: Option<Item>,
     instance_id: Mutex<Arc<str>>,
     hub: Mutex<Option<Arc<Hub>>>,
 }
@@ -41,13 +44,14 @@ pub(crate) struct EngineSlot {
 #[pymethods]
 impl EngineSlot {
     #[new]
-    #[pyo3(signature = (start, codec, refuses_single, refuses_stream, iterator_first))]
+    #[pyo3(signature = (start, codec, refuses_single, refuses_stream, iterator_first, health_check))]
     fn new(
         start: Py<PyAny>,
         codec: Py<Codec>,
         refuses_single: Option<String>,
         refuses_stream: Option<String>,
         iterator_first: bool,
+        health_check: Option<(u8, Vec<u8>)>,
     ) -> Self {
         Self {
             start,
@@ -55,6 +59,8 @@ impl EngineSlot {
             refuses_single: refuses_single.map(Arc::from),
             refuses_stream: refuses_stream.map(Arc::from),
             iterator_first,
+            health_check: health_check
+                .map(|(encoding, payload)| Item { encoding, payload: Bytes::from(payload) }),
             instance_id: Mutex::new("".into()),
             hub: Mutex::new(None),
         }
@@ -68,6 +74,7 @@ struct LoopEngine {
     slot: Slot,
     refuses_single: Option<Arc<str>>,
     refuses_stream: Option<Arc<str>>,
+    health_check: Option<Item>,
 }
 
 impl Engine for LoopEngine {
@@ -84,6 +91,10 @@ impl Engine for LoopEngine {
             Shape::Many => &self.refuses_stream,
         };
         refusal.as_deref().map(Cow::from)
+    }
+
+    fn health_check(&self) -> Option<Item> {
+        self.health_check.clone()
     }
 }
 
@@ -159,7 +170,7 @@ pub(crate) struct WorkerSettings {
 impl WorkerSettings {
     #[new]
     #[pyo3(signature = (address, *, namespace, concurrency, queue, drain_timeout, ping_interval, ping_timeout,
-        max_message_bytes, streams_per_link, stream_window, discovery, token, insecure))]
+        health_interval, health_timeout, max_message_bytes, streams_per_link, stream_window, discovery, token, insecure))]
     #[expect(clippy::too_many_arguments, reason = "they mirror the keywords of `serve`")]
     fn new(
         address: &str,
@@ -169,6 +180,8 @@ impl WorkerSettings {
         drain_timeout: f64,
         ping_interval: f64,
         ping_timeout: f64,
+        health_interval: f64,
+        health_timeout: f64,
         max_message_bytes: &Bound<'_, PyAny>,
         streams_per_link: &Bound<'_, PyAny>,
         stream_window: &Bound<'_, PyAny>,
@@ -192,6 +205,8 @@ impl WorkerSettings {
             drain_timeout: seconds("drain_timeout", drain_timeout)?,
             ping_interval: seconds("ping_interval", ping_interval)?,
             ping_timeout: seconds("ping_timeout", ping_timeout)?,
+            health_interval: seconds("health_interval", health_interval)?,
+            health_timeout: seconds("health_timeout", health_timeout)?,
             max_message_bytes: whole("max_message_bytes", max_message_bytes)?,
             streams_per_link: whole("streams_per_link", streams_per_link)?,
             stream_window: whole("stream_window", stream_window)?,
@@ -291,12 +306,15 @@ pub(crate) fn bind<'py>(
         *engine.get().hub.lock() = Some(Arc::clone(&hub));
         let slot = hub.add_target(Target::Engine(engine.clone_ref(py)));
         slots.push(slot);
-        let (refuses_single, refuses_stream) =
-            (engine.get().refuses_single.clone(), engine.get().refuses_stream.clone());
-        served.push((
-            name,
-            Arc::new(LoopEngine { hub: Arc::clone(&hub), slot, refuses_single, refuses_stream }),
-        ));
+        let known = engine.get();
+        let its_slot = LoopEngine {
+            hub: Arc::clone(&hub),
+            slot,
+            refuses_single: known.refuses_single.clone(),
+            refuses_stream: known.refuses_stream.clone(),
+            health_check: known.health_check.clone(),
+        };
+        served.push((name, Arc::new(its_slot)));
         kept.push(engine);
     }
     let driver = Arc::new(HubDriver(Arc::clone(&hub)));
@@ -354,6 +372,18 @@ impl Worker {
     #[getter]
     fn endpoints<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
         PyList::new(py, self.owned.worker.endpoints())
+    }
+
+    /// Whether routers are told to send requests.
+    #[getter]
+    fn ready(&self) -> bool {
+        self.owned.worker.is_ready()
+    }
+
+    /// Why they are not.
+    #[getter]
+    fn unready_reason(&self) -> Option<String> {
+        self.owned.worker.unready_reason()
     }
 
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {

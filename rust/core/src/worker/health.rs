@@ -199,9 +199,9 @@ impl Checker {
                 let Fault { kind, message, .. } = fault;
                 return Some(format!("engine {endpoint:?} failed its health check: {kind}: {message}"));
             }
-            Some(Ending::Rejected(reject)) => reject.detail,
-            Some(Ending::Lost { reason, .. }) => format!("its health check was lost: {reason}"),
-            _ => "nor its health check".to_owned(),
+            Some(Ending::Rejected(reject)) => format!("; its health check was refused: {}", reject.detail),
+            Some(Ending::Lost { reason, .. }) => format!("; its health check was lost: {reason}"),
+            _ => ", nor its health check".to_owned(),
         };
         // A worker without a free place refuses the check, but what runs there may answer yet.
         tokio::time::sleep_until(until).await;
@@ -209,7 +209,7 @@ impl Checker {
             return None;
         }
         let silent = self.shared.config.health_interval + self.shared.config.health_timeout;
-        Some(format!("engine {endpoint:?} has answered nobody for {:.3} s: {reason}", silent.as_secs_f64()))
+        Some(format!("engine {endpoint:?} has answered nobody for {:.3} s{reason}", silent.as_secs_f64()))
     }
 
     async fn ask(&mut self) -> Result<Asked, Arc<str>> {
