@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::InstanceInfo;
 use super::call::Call;
-use super::instances::{ConnectFailure, Instance};
+use super::instances::{ConnectFailure, Instance, InstanceState};
 use super::policy::Loads;
 use crate::error::CallErrorKind;
 use crate::link::Link;
@@ -156,10 +156,14 @@ impl Call {
         }
         let each = |info: &InstanceInfo| match &info.last_error {
             Some(error) => format!("{}: {error}", info.address),
+            None if info.state == InstanceState::Down => format!("{}: no answer yet", info.address),
             None => format!("{} is {}", info.address, info.state.name()),
         };
         let reason = infos.iter().map(each).collect::<Vec<_>>().join("; ");
-        if infos.iter().all(|info| info.last_error.is_some()) {
+        // The first attempt may take longer than the call waits.
+        let unreachable =
+            |info: &InstanceInfo| info.last_error.is_some() || info.state == InstanceState::Down;
+        if infos.iter().all(unreachable) {
             CallErrorKind::CannotConnect { reason }
         } else {
             CallErrorKind::NoInstances { waited, reason }
