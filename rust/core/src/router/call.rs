@@ -451,7 +451,8 @@ impl Call {
                 CallErrorKind::Overloaded { retry_after, detail }
             }
             RejectReason::NoSuchEndpoint => {
-                let available = detail.split(", ").map(str::to_owned).collect();
+                let names = detail.split(", ").filter(|name| !name.is_empty());
+                let available = names.map(str::to_owned).collect();
                 CallErrorKind::NoSuchEndpoint { endpoint: self.head.endpoint.clone(), available }
             }
             RejectReason::Expired => CallErrorKind::DeadlineExceeded { elapsed: self.elapsed() },
