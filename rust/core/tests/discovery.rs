@@ -13,10 +13,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use headrace::discovery::{Directory, Discovery, DiscoveryError, Fixed, Found, Listing, Registration};
+use headrace::wire::kind::Kind;
+use headrace::wire::outbound::Finish;
 use headrace::{
     Address, CallErrorKind, CallOptions, InstanceState, Router, RouterConfig, Worker, WorkerConfig,
 };
-use support::raw::listen;
+use support::raw::{Raw, listen};
 use support::{Running, collect, driver, eventually, guard, options, turn, worker};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -287,6 +289,37 @@ async fn a_worker_that_is_no_longer_listed_is_tombstoned_and_back_when_it_reappe
     board.list(&[&second]);
     eventually("it is forgotten", || router.instances().len() == 1).await;
     eventually("and its link is closed", || first.stats().links == 0).await;
+}
+
+/// Whether it runs nobody can know, so it is neither taken back nor sent elsewhere.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_already_written_waits_on_the_live_link_of_a_worker_that_is_no_longer_listed() {
+    let _turn = turn().await;
+    let (listener, address) = listen().await;
+    let other = worker(&Running::default(), WorkerConfig::default()).await;
+    let board = Board::new();
+    let removed = Listing::at(address);
+    board.0.send_replace(Some(Arc::from([removed])));
+    let router = router_in(Arc::clone(&board) as _, RouterConfig::default());
+    let mut peer = Raw::worker(&listener).await;
+    let written = tokio::spawn(router.call(options("x")));
+    let request = peer.until(Kind::Request).await;
+
+    board.list(&[&other]);
+    eventually("its tombstone stands", || {
+        router.instances().iter().any(|found| found.state == InstanceState::Tombstoned)
+    })
+    .await;
+    assert_eq!(call(&router).await, other.instance_id());
+    assert!(!written.is_finished());
+    peer.out.accept(request.stream, 4096, 256 * 1024);
+    peer.out.prologue(request.stream, None);
+    peer.out.finish(request.stream, Finish::End { stopped: false });
+    peer.flush().await;
+    let mut stream = guard("the call that was written", written).await.unwrap().unwrap();
+    assert_eq!(stream.instance_id(), "raw");
+    assert_eq!(collect(&mut stream).await, (vec![], None));
+    assert_eq!(router.stats().retries_total, 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
