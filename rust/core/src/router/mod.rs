@@ -198,7 +198,8 @@ impl Router {
     }
 
     /// A call whose request is a stream of items, and the sink that takes them; `options.payload` goes ahead
-    /// of them, in the request itself. Once a worker has accepted it, it is never sent to another.
+    /// of them, in the request itself. Once a worker has accepted it, it is never sent to another: nobody keeps
+    /// its items, so that [`CallOptions::idempotent`] and [`CallOptions::resumable`] are ignored.
     #[must_use]
     pub fn call_streaming(&self, options: CallOptions) -> (RequestSink, Call) {
         Call::streaming(Arc::clone(self.shared()), options)

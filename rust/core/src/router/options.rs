@@ -27,10 +27,10 @@ pub struct CallOptions {
     /// Calls with the same affinity go to the same instance, as long as there is room; none when empty.
     pub affinity: String,
     /// Whether the request may run more than once: a call that was lost is then tried again even if it may
-    /// have run.
+    /// have run. Not for request streams, see [`crate::Router::call_streaming`].
     pub idempotent: bool,
     /// Whether the caller will continue a lost stream by [`crate::ResponseStream::resume`]. That permits a second run
-    /// before the first item too.
+    /// before the first item too. Not for request streams.
     pub resumable: bool,
     /// Whether one item or a stream is wanted.
     pub single: bool,
