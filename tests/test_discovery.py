@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import stat
 from pathlib import Path
@@ -10,7 +11,8 @@ from pathlib import Path
 import headrace as hr
 import pytest
 
-from support import GUARD, eventually, idle, worker_process
+from pool import serve_pool
+from support import GUARD, WORKERS, eventually, idle, python, worker_process
 
 pytestmark = pytest.mark.asyncio
 
@@ -106,6 +108,43 @@ async def test_a_draining_worker_leaves_the_list_before_its_streams_end(runtime_
         assert await stream.collect() == [2]
         await drained
         await eventually(lambda: idle(worker, router))
+
+
+async def test_a_served_module_is_found_with_no_address(runtime_dir):
+    arguments = ("-m", "headrace", "serve", "cli_engines:nested.echo")
+    environment = {**os.environ, "PYTHONPATH": str(WORKERS)}
+    async with hr.Router(instance_timeout=GUARD) as router:
+        with python(*arguments, env=environment) as process:
+            assert await router.call("x") == "x"
+            [instance] = router.instances()
+            line = await process.error_line()
+            assert instance.address in line
+            assert instance.instance_id in line
+            process.signal(signal.SIGTERM)
+            await eventually(lambda: entries(runtime_dir) == [])
+            assert (await process.ended())[0] == 0
+
+
+async def test_worker_processes_are_found_with_no_address_and_so_is_one_that_was_started_again(runtime_dir):
+    async with serve_pool("pool_engines:who") as pool, hr.Router() as router:
+        await pool.ready(2)
+        await router.wait_for_instances(2, timeout=GUARD)
+
+        async def all_answer() -> None:
+            pids: set[int] = set()
+            while pids != {worker.pid for worker in pool.workers.values()}:
+                pids.add((await router.call(None, timeout=GUARD, idempotent=True))["pid"])
+
+        assert sorted(each.address for each in router.instances()) == sorted(pool.addresses)
+        await all_answer()
+        os.kill(pool.workers[0].pid, signal.SIGKILL)
+        await pool.ready()
+        await eventually(lambda: pool.workers[0].instance_id in entries(runtime_dir))
+        await router.wait_for_instances(2, timeout=GUARD)
+        await all_answer()
+        pool.signal(signal.SIGTERM)
+        await eventually(lambda: entries(runtime_dir) == [])
+        assert (await pool.ended())[0] == 0
 
 
 async def test_a_directory_by_name(tmp_path, runtime_dir):
