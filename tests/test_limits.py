@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
+import time
 
 import headrace as hr
 import pytest
@@ -27,6 +29,23 @@ async def test_an_unknown_endpoint_lists_those_there_are():
             await router.generate(1, endpoint="gamma")
         assert caught.value.endpoint == "gamma"
         assert caught.value.available == ["alpha", "beta"]
+
+
+async def test_an_endpoint_goes_to_the_worker_that_has_it_and_an_unknown_one_lists_those_of_all():
+    async with (
+        hr.serve({"beta": echo}) as one,
+        hr.serve({"alpha": count}) as two,
+        hr.Router([one.address, two.address], policy="round_robin") as router,
+    ):
+        await router.wait_for_instances(2)
+        assert [await router.call(number, endpoint="beta") for number in range(6)] == list(range(6))
+        with pytest.raises(hr.NoSuchEndpoint) as caught:
+            await router.call(1, endpoint="gamma", request_id="r-1")
+        assert (caught.value.endpoint, caught.value.available) == ("gamma", ["alpha", "beta"])
+        # Both have told their endpoints, so nobody was asked.
+        assert (caught.value.phase, caught.value.instance_id) == ("unsent", None)
+        assert caught.value.request_id == "r-1"
+        assert router.stats()["retries_total"] == 0
 
 
 async def test_an_endpoint_left_out_is_the_only_one_or_an_error_that_lists_them():
@@ -174,6 +193,27 @@ async def test_an_item_of_exactly_the_limit_passes():
             await router.call(bytes(100_001))
 
 
+async def test_the_defaults_are_those_that_are_promised():
+    router = {
+        "timeout": 600,
+        "item_timeout": 60,
+        "instance_timeout": 5,
+        "retries": 2,
+        "max_resume_bytes": 1024 * 1024,
+        "slow_consumer_timeout": 60,
+        "ping_interval": 5,
+        "ping_timeout": 5,
+        "max_message_bytes": 32 * 1024 * 1024,
+        "policy": "p2c",
+    }
+    worker = {"concurrency": 64, "queue": 64, "drain_timeout": 30, "ping_interval": 5, "ping_timeout": 5}
+    for function, promised in ((hr.Router, router), (hr.serve, worker)):
+        parameters = inspect.signature(function).parameters
+        assert {name: parameters[name].default for name in promised} == promised
+    for function in (hr.Router.generate, hr.Router.call):
+        assert inspect.signature(function).parameters["idempotent"].default is False
+
+
 @pytest.mark.parametrize(
     ("setting", "value"),
     [
@@ -274,6 +314,26 @@ async def test_a_wrong_token_is_an_authentication_error():
         assert await router.call(1) == 1
 
 
+async def test_a_worker_of_another_version_is_a_version_mismatch_at_once():
+    hello = bytes.fromhex(
+        "4844524143450d0a 2c000000 01 00 000000000000 0900 0900 02 0000000000000000"
+        "00000200 00010000 00004000 02 7731 07 64656661756c74 00 01 05 6772656574"
+    )
+
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(hello)
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(greet, "127.0.0.1", 0) as server:
+        host, port = server.sockets[0].getsockname()
+        async with hr.Router(f"{host}:{port}") as router:
+            with pytest.raises(hr.VersionMismatch, match="upgrade") as caught:
+                await router.call(1, idempotent=True)
+            assert caught.value.phase == "unsent"
+            assert router.stats()["retries_total"] == 0
+
+
 async def test_another_namespace_is_refused():
     async with hr.serve(echo, namespace="blue") as worker:
         settings = {"namespace": "green", "instance_timeout": 0.5}
@@ -289,6 +349,7 @@ async def test_no_worker_is_cannot_connect_with_the_reason():
         with pytest.raises(hr.CannotConnect, match=r"127.0.0.1:1.*instance_timeout") as caught:
             await router.call(1)
         assert isinstance(caught.value, ConnectionError)
+        assert (caught.value.phase, caught.value.instance_id) == ("unsent", None)
         with pytest.raises(TimeoutError, match=r"127.0.0.1:1"):
             await router.wait_for_instances(1, timeout=0.1)
         assert router.instances()[0].state == "down"
@@ -296,8 +357,11 @@ async def test_no_worker_is_cannot_connect_with_the_reason():
 
 async def test_no_targets_is_no_instances():
     async with hr.Router([], instance_timeout=0.1) as router:
-        with pytest.raises(hr.NoInstances):
+        began = time.monotonic()
+        with pytest.raises(hr.NoInstances, match="instance_timeout") as caught:
             await router.call(1)
+        assert time.monotonic() - began >= 0.1
+        assert (caught.value.phase, caught.value.instance_id) == ("unsent", None)
 
 
 async def test_an_unknown_instance_is_no_instances():

@@ -51,6 +51,19 @@ async def test_items_that_came_before_the_loss_are_still_read():
         assert items == list(range(5))
 
 
+async def test_a_worker_killed_after_a_stop_never_looks_like_a_clean_end():
+    async with worker_process() as (process, address), routing(address) as router:
+        stream = await router.generate({"items": 3, "hang": True}, endpoint="count")
+        assert [await anext(stream) for _ in range(3)] == [0, 1, 2]
+        stream.stop()
+        process.signal(signal.SIGKILL)
+        with pytest.raises(hr.Disconnected) as caught:
+            await anext(stream)
+        assert caught.value.items == 3
+        assert caught.value.phase == "streaming"
+        assert not stream.stopped
+
+
 async def test_a_call_in_flight_on_a_killed_worker_is_disconnected_not_retried():
     async with worker_process() as (process, address), routing(address) as router:
         call = asyncio.ensure_future(
@@ -90,6 +103,18 @@ async def test_a_frozen_worker_is_given_up_within_the_liveness_bound():
             await anext(stream)
         assert time.monotonic() - began < 0.4 + 3
         assert caught.value.items == 2
+        assert caught.value.phase == "streaming"
+        assert caught.value.maybe_executed
+
+
+async def test_a_frozen_worker_is_noticed_by_the_item_timeout_where_that_is_shorter():
+    async with worker_process() as (process, address), routing(address) as router:
+        stream = await router.generate({"items": 2, "hang": True}, endpoint="count", item_timeout=0.2)
+        assert [await anext(stream) for _ in range(2)] == [0, 1]
+        process.signal(signal.SIGSTOP)
+        with pytest.raises(hr.ItemTimeout) as caught:
+            await anext(stream)
+        assert (caught.value.phase, caught.value.items) == ("streaming", 2)
 
 
 async def test_a_frozen_router_is_given_up_and_its_engines_are_cancelled():

@@ -236,3 +236,109 @@ async def test_a_call_whose_worker_shuts_down_is_run_again_if_it_is_idempotent()
             await (one if one.stats()["running"] else two).aclose()
             assert await call == "done"
             assert router.stats()["retries_total"] == 1
+
+
+async def test_a_stopped_stream_that_is_lost_is_resumed_as_a_stopped_one():
+    stopped: list[str] = []
+
+    async def engine(request, ctx):
+        yield request
+        await ctx.stopped()
+        stopped.append(request)
+        if request == "begin":
+            await asyncio.Event().wait()
+        yield "bye"
+
+    async with hr.serve(engine) as one, hr.serve(engine) as two:
+        async with hr.Router([one.address, two.address]) as router:
+            await router.wait_for_instances(2)
+            stream = await router.generate("begin", resume=lambda request, items: "again")
+            assert await anext(stream) == "begin"
+            stream.stop()
+            await eventually(lambda: stopped == ["begin"])
+            await (one if stream.instance_id == one.instance_id else two).aclose()
+            # The engine that goes on is told at once that it is to finish.
+            assert await stream.collect() == ["again", "bye"]
+            assert stopped == ["begin", "again"]
+            assert (stream.resumed, stream.stopped) == (1, True)
+
+
+async def test_a_call_with_resume_that_is_lost_before_its_answer_is_run_again_as_it_is():
+    asked: list[Any] = []
+
+    async with several(2) as workers:
+        router = workers.router
+        opening = asyncio.ensure_future(
+            router.generate({"seconds": 0.5}, endpoint="late", resume=lambda *parts: asked.append(parts))
+        )
+        await eventually(lambda: any(each.in_flight for each in router.instances()))
+        [busy] = [each for each in router.instances() if each.in_flight]
+        await router.call("x", endpoint="echo", instance=busy.instance_id)
+        workers._by_address[busy.address].signal(signal.SIGKILL)
+        stream = await opening
+        assert await stream.collect() == ["late"]
+        assert stream.instance_id != busy.instance_id
+        assert (stream.resumed, asked) == (0, [])
+        assert router.stats()["retries_total"] == 1
+
+
+@pytest.mark.parametrize("how", ["resume", "idempotent"])
+async def test_a_call_goes_on_elsewhere_when_its_worker_freezes(how):
+    async with several(2, ping_interval=0.2, ping_timeout=0.2) as workers:
+        request = {"items": ITEMS, "gap": 0.001, "delay": 0.2 if how == "idempotent" else 0}
+        options: dict[str, Any] = {"resume": rest} if how == "resume" else {"idempotent": True}
+        stream = await workers.router.generate(request, endpoint="count", **options)
+        items = [await anext(stream) for _ in range(10)] if how == "resume" else []
+        workers.of(stream).signal(signal.SIGSTOP)
+        items += await stream.collect()
+        assert items == list(range(ITEMS))
+        assert workers.router.stats()["retries_total"] == 1
+
+
+@pytest.mark.parametrize("options", [{"idempotent": True}, {"resume": rest}])
+async def test_what_an_engine_or_a_time_out_ends_is_not_run_again(options):
+    ran: list[str] = []
+
+    async def fails(request):
+        ran.append(request)
+        if request == "later":
+            yield 0
+        raise ValueError("as asked")
+
+    async def hangs(request):
+        ran.append(request)
+        if request == "later":
+            yield 0
+        await asyncio.Event().wait()
+        yield 1
+
+    engines = {"fails": fails, "hangs": hangs}
+    async with hr.serve(engines) as one, hr.serve(engines) as two:
+        async with hr.Router([one.address, two.address]) as router:
+            await router.wait_for_instances(2)
+            for endpoint, limit, error in (
+                ("fails", {}, hr.EngineError),
+                ("hangs", {"timeout": 0.1}, hr.DeadlineExceeded),
+                ("hangs", {"item_timeout": 0.1}, hr.ItemTimeout),
+            ):
+                for request in ("at once", "later"):
+                    ran.clear()
+                    with pytest.raises(error) as caught:
+                        stream = await router.generate(request, endpoint=endpoint, **limit, **options)
+                        await stream.collect()
+                    assert ran == [request]
+                    assert caught.value.phase == ("streaming" if request == "later" else "accepted")
+                    assert caught.value.items == (request == "later")
+                    assert caught.value.instance_id in (one.instance_id, two.instance_id)
+            assert router.stats()["retries_total"] == 0
+        await eventually(lambda: not one.stats()["running"] + two.stats()["running"])
+
+
+@pytest.mark.parametrize("options", [{"idempotent": True}, {"resume": rest}])
+async def test_a_request_stream_is_not_kept_and_so_takes_neither(options):
+    async def numbers():
+        yield 1
+
+    async with hr.Router("127.0.0.1:1") as router:
+        with pytest.raises(ValueError, match="idempotent= and resume= do not go with it"):
+            router.generate(numbers(), **options)

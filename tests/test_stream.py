@@ -133,6 +133,7 @@ async def test_an_engines_own_cancelled_error_is_an_engine_error():
         assert items == [1]
         assert isinstance(error, hr.EngineError)
         assert error.engine_type == "CancelledError"
+        assert error.engine_message == "mine"
 
 
 async def test_tracebacks_are_told_only_when_exposed():

@@ -92,6 +92,8 @@ async def test_a_deadline_that_passes_before_anything_was_sent_is_told():
         with pytest.raises(hr.DeadlineExceeded) as caught:
             await router.call(None, timeout=0.1)
         assert caught.value.phase == "unsent"
+        assert caught.value.elapsed >= 0.1
+        assert caught.value.instance_id is None
         assert router.stats()["in_flight"] == 0
 
 
@@ -127,6 +129,7 @@ async def test_no_item_in_time_is_an_item_timeout_that_cancels_the_engine(how):
         assert 0.1 <= time.monotonic() - began < 0.1 + SLACK
         assert isinstance(caught.value, TimeoutError)
         assert caught.value.items == (1 if how == "later item" else 0)
+        assert caught.value.phase == ("streaming" if how == "later item" else "accepted")
         await engine.cancelled()
 
 
@@ -177,9 +180,12 @@ async def test_a_consumer_that_leaves_a_full_window_unread_is_told_and_its_engin
         stream = await router.generate(None)
         await anext(stream)
         await eventually(lambda: log == ["closed"])
-        with pytest.raises(hr.SlowConsumer, match="slow_consumer_timeout="):
+        read = 1
+        with pytest.raises(hr.SlowConsumer, match="slow_consumer_timeout=") as caught:
             async for _ in stream:
-                pass
+                read += 1
+        assert read > 1, "what had arrived is still there"
+        assert (caught.value.phase, caught.value.items) == ("streaming", read)
 
 
 async def test_a_consumer_that_reads_slowly_but_reads_is_not_too_slow():
