@@ -10,7 +10,7 @@ use crate::address::AddressError;
 use crate::discovery::DiscoveryError;
 
 /// How far a call had come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Phase {
     /// Nothing was written: it cannot have run.
     Unsent,
@@ -139,7 +139,8 @@ pub struct CallError {
     pub kind: CallErrorKind,
     /// The worker it was sent to, if it was.
     pub instance: Option<String>,
-    /// How far the call had come.
+    /// How far the call had come: of an attempt that cannot have run nothing is counted, of the others the
+    /// one that came furthest.
     pub phase: Phase,
     /// The call's request id.
     pub request_id: String,

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use headrace::wire::body::{Goaway, GoawayReason, KillReason, Reject, RejectReason};
 use headrace::wire::kind::Kind;
 use headrace::wire::outbound::Finish;
-use headrace::{CallError, CallErrorKind, CallOptions, Phase, Router, RouterConfig, WorkerConfig};
+use headrace::{CallError, CallErrorKind, CallOptions, Phase, Router, RouterConfig, WorkerConfig, budget};
 use support::raw::{Frame, Raw, listen};
-use support::{Running, collect, eventually, guard, options, router_to, turn, worker};
+use support::{Running, collect, eventually, guard, options, raw, router_to, turn, worker};
 use tokio::task::JoinHandle;
 
 const LONG: Duration = Duration::from_secs(10);
@@ -30,8 +30,12 @@ struct Asked {
 
 impl Asked {
     async fn with(call: CallOptions) -> Self {
+        Self::of(RouterConfig::default(), call).await
+    }
+
+    async fn of(config: RouterConfig, call: CallOptions) -> Self {
         let ((one, address), (two, other)) = (listen().await, listen().await);
-        let router = router_to(&[&address, &other], RouterConfig::default());
+        let router = router_to(&[&address, &other], config);
         let mut peers = [Raw::worker(&one).await, Raw::worker(&two).await];
         assert!(router.wait_for_instances(2, LONG).await);
         let call = tokio::spawn(router.call(call));
@@ -265,4 +269,64 @@ async fn a_worker_that_never_greets_is_passed_over_and_cannot_be_connected_to() 
         assert_eq!(stream.instance_id(), good.instance_id());
     }
     assert_eq!(router.stats().retries_total, 0);
+}
+
+/// Of a request that a worker has not got whole, nothing ran: it goes elsewhere without asking anybody.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_was_not_written_whole_goes_on_at_another_worker() {
+    let _turn = turn().await;
+    let large = CallOptions { payload: raw(vec![b' '; 16 * 1024 * 1024]), ..options("") };
+    // It reads the first fragment and no more, so the rest cannot have been written.
+    let mut asked = Asked::with(large).await;
+    asked.lose();
+    let Asked { router, call, mut second, .. } = asked;
+    second.until(Kind::Request).await;
+    assert_eq!(router.stats().retries_total, 1);
+    assert!(!call.is_finished());
+    call.abort();
+    drop(second);
+    router.close();
+    eventually("nothing is claimed", || budget::claimed_bytes() == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_further_attempt_does_not_outlive_the_deadline() {
+    let _turn = turn().await;
+    let (listener, address) = listen().await;
+    let router = router_to(&[&address], RouterConfig { instance_timeout: LONG, ..RouterConfig::default() });
+    let timeout = Some(Duration::from_millis(400));
+    let call = tokio::spawn(router.call(CallOptions { timeout, ..permitting_more(true, false) }));
+    let mut peer = Raw::worker(&listener).await;
+    peer.until(Kind::Request).await;
+    drop(listener);
+    peer.reset();
+    let error = guard("the call", call).await.unwrap().unwrap_err();
+    let CallErrorKind::DeadlineExceeded { elapsed } = error.kind else { panic!("{error}") };
+    assert!(elapsed >= Duration::from_millis(400), "{elapsed:?}");
+    // Nothing was sent since, but the first attempt may have run.
+    assert_eq!((error.phase, router.stats().retries_total), (Phase::Sent, 1));
+}
+
+/// That the last attempt did not run says nothing of the one before it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_of_which_any_attempt_may_have_run_says_so() {
+    let _turn = turn().await;
+    let unseen = Goaway { last_stream: 0, reason: GoawayReason::Draining, detail: String::new() };
+    for first_may_have_run in [true, false] {
+        let config = RouterConfig { retries: 1, ..RouterConfig::default() };
+        let mut asked = Asked::of(config, permitting_more(true, false)).await;
+        if first_may_have_run {
+            asked.lose();
+        } else {
+            asked.peer().out.goaway(&unseen);
+            asked.peer().flush().await;
+        }
+        asked.second.until(Kind::Request).await;
+        asked.second.out.goaway(&unseen);
+        asked.second.flush().await;
+        let error = guard("the call", asked.call).await.unwrap().unwrap_err();
+        let CallErrorKind::Disconnected { maybe_executed, .. } = error.kind else { panic!("{error}") };
+        assert_eq!((maybe_executed, error.phase), (first_may_have_run, Phase::Sent));
+        assert_eq!(asked.router.stats().retries_total, 1);
+    }
 }

@@ -55,6 +55,8 @@ pub struct Call {
     /// Instances that have refused or were lost.
     pub(super) tried: Vec<Tried>,
     retries: u32,
+    /// How far the attempts that may have run had come; `Unsent` when none can have.
+    reached: Phase,
     /// The router's number for the call, from its first poll on.
     number: Option<u64>,
     /// It is, or was, among the router's waiters.
@@ -156,6 +158,7 @@ impl Call {
             state,
             tried: Vec::new(),
             retries: 0,
+            reached: Phase::Unsent,
             number: None,
             waits: false,
         }
@@ -175,6 +178,8 @@ impl Call {
         let encoding = call.head.encoding;
         call.head = RequestHead { encoding, ..plan.head.clone() };
         (call.began_ms, call.deadline_ms, call.continues) = (plan.began_ms, plan.deadline_ms, true);
+        // That stream was open.
+        call.reached = Phase::Accepted;
         call
     }
 
@@ -270,7 +275,12 @@ impl Call {
         Poll::Ready(Err(self.error(kind, Phase::Unsent, None)))
     }
 
-    fn error(&self, kind: CallErrorKind, phase: Phase, instance: Option<String>) -> CallError {
+    /// What the caller is told when the last attempt had come to `phase`: of all attempts.
+    fn error(&self, mut kind: CallErrorKind, phase: Phase, instance: Option<String>) -> CallError {
+        let phase = phase.max(self.reached);
+        if let CallErrorKind::Disconnected { maybe_executed, .. } = &mut kind {
+            *maybe_executed |= self.reached != Phase::Unsent;
+        }
         CallError { kind, instance, phase, request_id: self.head.request_id.clone(), items: 0 }
     }
 
@@ -420,6 +430,9 @@ impl Call {
             if another || is_lost {
                 if self.router.may_retry() {
                     self.retries += 1;
+                    if is_shut_down || matches!(ending, Ending::Lost { maybe_executed: true, .. }) {
+                        self.reached = self.reached.max(stream.phase());
+                    }
                     self.now_ns = now_ns();
                     self.state = self.picking();
                     return None;
