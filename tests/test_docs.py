@@ -1,4 +1,6 @@
-"""The first example of the README and the example programs do what they say."""
+"""The first example of the README and the example programs do what they say, and the tests that documents
+name exist.
+"""
 
 from __future__ import annotations
 
@@ -54,3 +56,21 @@ def test_the_command_explains_itself(extra):
     done = run(["-m", "headrace", *extra, "--help"])
     assert done.returncode == 0
     assert "serve" in done.stdout
+
+
+def test_every_test_that_proves_a_promise_exists():
+    section = (ROOT / "ARCHITECTURE.md").read_text().split("\n## Promises\n")[1].split("\n## ")[0]
+    rows = [line.strip("|").rsplit("|", 1)[-1] for line in section.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) > 25
+    for row in rows:
+        names = 0
+        source = None
+        for name in re.findall(r"`([^`]+)`", row):
+            if name.endswith((".py", ".rs")):
+                folder = ROOT / ("tests" if name.endswith(".py") else "rust/core/tests")
+                source = (folder / name).read_text()
+                continue
+            assert source is not None, f"no file for {name}"
+            assert re.search(rf"\b(def|fn) {name}\(", source), f"there is no test {name}"
+            names += 1
+        assert names, f"nothing proves {row}"

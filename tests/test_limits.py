@@ -162,8 +162,9 @@ async def test_metadata_over_the_limit_is_refused_before_it_is_sent():
         assert await router.call(1, metadata={"k": "v" * 100_000}) == 1
 
 
+@pytest.mark.parametrize("kind", ["asynchronous", "synchronous", "unary"])
 @pytest.mark.parametrize("whose", ["worker", "router"])
-async def test_an_item_over_the_limit_is_an_error_and_its_engine_is_stopped(whose):
+async def test_an_item_over_the_limit_is_an_error_and_its_engine_is_stopped(whose, kind):
     log = Log()
 
     async def grows(request):
@@ -174,15 +175,32 @@ async def test_an_item_over_the_limit_is_an_error_and_its_engine_is_stopped(whos
         finally:
             log.note("closed")
 
+    def grows_too(request):
+        try:
+            yield bytes(100)
+            yield bytes(20_000)
+            log.note("went on")
+        finally:
+            log.note("closed")
+
+    async def large(request):
+        log.note("closed")
+        return bytes(20_000)
+
+    engine = {"asynchronous": grows, "synchronous": grows_too, "unary": large}[kind]
+    before = [] if kind == "unary" else [100]
     worker = {"max_message_bytes": 1000} if whose == "worker" else {}
     router = {"max_message_bytes": 1000} if whose == "router" else {}
-    async with serving(grows, router=router, **worker) as (_, its_router):
+    async with serving(engine, router=router, **worker) as (its_worker, its_router):
         items = []
-        with pytest.raises(hr.HeadraceError, match="max_message_bytes=") as caught:
+        with pytest.raises(hr.PayloadTooLarge, match="max_message_bytes=") as caught:
             async for item in await its_router.generate(None):
                 items.append(len(item))
-        assert items == [100]
-        assert isinstance(caught.value, hr.EngineError | hr.PayloadTooLarge)
+        assert items == before
+        error = caught.value
+        assert (error.limit, error.actual, error.setting) == (1000, 20_000, "max_message_bytes")
+        assert (error.phase, error.items) == ("streaming" if before else "accepted", len(before))
+        assert error.instance_id == its_worker.instance_id
         await eventually(lambda: log == ["closed"])
 
 

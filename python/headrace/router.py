@@ -197,12 +197,13 @@ class Router:
                 more than a quarter above the mean of this router's requests, whatever the policy. One
                 instance more moves about 1/n of all affinities.
             idempotent: the request may run more than once: it is tried again, on another instance, also when
-                it was lost after it may have run, as long as no item had been read.
+                it was lost after it may have run, as long as no item had been read. Not for request streams.
             resume: a function ``(request, items) -> request`` that continues a lost stream: given the request
                 and the items read so far, it returns the request for what is missing, which is sent to any
                 instance within the remaining deadline. The reader sees one stream; ``stream.resumed`` counts.
                 It permits a second run from the start of the call on. It is called on the loop and must not
                 block; what it raises ends the stream. Attempts that bring no item are limited by ``retries``.
+                Not for request streams: nobody keeps their items.
             request_id: a name for the request; a random one by default.
             traceparent: W3C trace context.
             response_type: a type that items are decoded into, instead of the router's.
@@ -213,6 +214,7 @@ class Router:
 
         Raises:
             TypeError: the request cannot be encoded; the message names the part.
+            ValueError: a time-out is out of range, or ``idempotent`` or ``resume`` go with a request stream.
             Exception: when awaited or iterated, whatever a request stream raised.
             HeadraceError: when awaited; see ``headrace.errors`` for what each subclass says.
         """

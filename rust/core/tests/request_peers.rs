@@ -82,7 +82,10 @@ async fn a_worker_that_is_lost_closes_the_sink_and_is_not_replaced() {
         let (listener, address) = listen().await;
         let router = router_to(&[&address], RouterConfig::default());
         let mut peer = Raw::worker(&listener).await;
-        let (sink, call) = router.call_streaming(CallOptions { endpoint: "script".into(), ..order("x") });
+        // Nobody keeps its items, so that it does not matter what else the call would permit.
+        let options =
+            CallOptions { endpoint: "script".into(), idempotent: true, resumable: true, ..order("x") };
+        let (sink, call) = router.call_streaming(options);
         let call = tokio::spawn(call);
         let request = peer.until(Kind::Request).await;
         if accepted {
