@@ -3,7 +3,7 @@
 Starts two worker processes that serve SmolLM2, asks them eight prompts at once and shows the
 tokens as they arrive. Then it kills one worker in the middle of an answer: the other goes on
 where it stopped, and the reader gets the answer that it would have got without the loss.
-`--short` does the same with two prompts and a few tokens.
+`--short` does the same with two prompts and a few tokens; `--kill-at N` kills after so many tokens.
 """
 
 import argparse
@@ -50,18 +50,28 @@ def rest_of(request: dict[str, Any], tokens: list[dict[str, Any]]) -> dict[str, 
     return {"messages": messages, "max_tokens": request["max_tokens"] - len(tokens)}
 
 
+def story_tokens(short: bool) -> int:
+    """How long the answer is whose worker is killed."""
+    return 32 if short else 96
+
+
 class Demo:
     """What every scene needs: where to ask, who answers, where to show it, how much to ask for."""
 
     def __init__(
-        self, router: headrace.Router, workers: Sequence[Worker], console: Console, short: bool
+        self,
+        router: headrace.Router,
+        workers: Sequence[Worker],
+        console: Console,
+        short: bool,
+        kill_at: int | None,
     ) -> None:
         self.router = router
         self.console = console
         self.workers = {worker.instance_id: worker for worker in workers}
         self.max_tokens = 16 if short else 64
-        self.story_tokens = 32 if short else 96
-        self.kill_after_tokens = self.story_tokens // 3
+        self.story_tokens = story_tokens(short)
+        self.kill_after_tokens = kill_at or self.story_tokens // 3
 
     def worker_of(self, stream: headrace.ResponseStream) -> Worker:
         instance_id = str(stream.instance_id)
@@ -135,7 +145,7 @@ def raise_if_failed(answers: Sequence[Answer]) -> None:
         raise DemoError(f"{len(failed)} of {len(answers)} failed, first: {failed[0].error}")
 
 
-async def run_demo(short: bool) -> None:
+async def run_demo(short: bool, kill_at: int | None) -> None:
     end_on_signals()
     console = make_console()
     prompts = Path(__file__).with_name("prompts.txt").read_text(encoding="utf-8").splitlines()
@@ -145,7 +155,7 @@ async def run_demo(short: bool) -> None:
             show(console, f"{worker.name} is ready at {worker.address}")
         async with headrace.Router([worker.address for worker in workers]) as router:
             await router.wait_for_instances(WORKER_COUNT, timeout=CONNECT_TIMEOUT_S)
-            demo = Demo(router, workers, console, short)
+            demo = Demo(router, workers, console, short, kill_at)
             await demo.ask_all(prompts[:2] if short else prompts)
             await demo.lose_a_worker()
 
@@ -161,9 +171,13 @@ def end_on_signals() -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Two workers, eight prompts, one crash.")
     parser.add_argument("--short", action="store_true", help="two prompts and a few tokens")
+    parser.add_argument("--kill-at", type=int, metavar="N", help="kill the worker after N tokens of its answer")
     arguments = parser.parse_args()
+    most = story_tokens(arguments.short) - 1
+    if arguments.kill_at is not None and not 1 <= arguments.kill_at <= most:
+        parser.error(f"--kill-at must be 1 to {most}")
     try:
-        asyncio.run(run_demo(arguments.short))
+        asyncio.run(run_demo(arguments.short, arguments.kill_at))
     except (KeyboardInterrupt, asyncio.CancelledError):
         print("interrupted", file=sys.stderr)
         return 130
