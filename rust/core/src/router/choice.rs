@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use super::InstanceInfo;
 use super::call::Call;
-use super::instances::{ConnectFailure, Instance, InstanceState};
+use super::info::InstanceState;
+use super::instances::{ConnectFailure, Instance};
 use super::policy::Loads;
 use crate::error::CallErrorKind;
 use crate::link::Link;
