@@ -20,6 +20,12 @@ pub(crate) fn now_ns() -> u64 {
     elapsed().as_nanos() as u64
 }
 
+/// When `instant` is, in nanoseconds since the process first asked; 0 if it is earlier.
+pub(crate) fn instant_ns(instant: Instant) -> u64 {
+    let since = instant.saturating_duration_since(*START.get_or_init(Instant::now));
+    u64::try_from(since.as_nanos()).unwrap_or(NEVER)
+}
+
 /// Milliseconds since the process first asked.
 pub(crate) fn now_ms() -> u64 {
     elapsed().as_millis() as u64

@@ -209,11 +209,15 @@ fn at_least_1_ms(setting: &'static str, given: Duration) -> Result<(), StartErro
     Ok(())
 }
 
-fn at_least_one(setting: &'static str, given: u64) -> Result<(), StartError> {
+pub(crate) fn at_least_one(setting: &'static str, given: u64) -> Result<(), StartError> {
     if given == 0 { Err(refused(setting, "at least 1", &given)) } else { Ok(()) }
 }
 
-fn refused(setting: &'static str, expected: &'static str, given: &dyn std::fmt::Display) -> StartError {
+pub(crate) fn refused(
+    setting: &'static str,
+    expected: &'static str,
+    given: &dyn std::fmt::Display,
+) -> StartError {
     StartError::Setting { setting, expected, given: given.to_string() }
 }
 

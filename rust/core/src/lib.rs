@@ -7,6 +7,7 @@
 //! | [`Worker`] | listens, admits requests, runs engines |
 //! | [`Router`] | keeps links to workers, sends calls |
 //! | [`engine`] | what a worker runs, and how it answers |
+//! | [`batch`] | micro-batching: items come one at a time and reach a function many at a time |
 //! | [`requests`] | requests that are streams: the caller's end and the engine's |
 //! | [`link`] | one connection, and who drives its socket |
 //! | [`discovery`] | where routers learn of workers |
@@ -18,6 +19,7 @@
 #![forbid(unsafe_code)]
 
 pub mod address;
+pub mod batch;
 pub mod budget;
 mod clock;
 pub mod config;
