@@ -3,6 +3,10 @@
 
 use std::fmt;
 use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, Thread};
 
 /// Why nothing was lent, or why what was lent could not be given back in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,4 +51,49 @@ pub trait LeaseSource: Send + Sync + 'static {
     /// # Errors
     /// [`LeaseError::Failed`] when something of it failed: the batch then fails.
     fn finish(&self, lease: &mut Self::Lease) -> impl Future<Output = Result<(), LeaseError>> + Send;
+}
+
+/// Lends nothing, to everybody.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoLeases;
+
+impl LeaseSource for NoLeases {
+    type Lease = ();
+
+    fn try_lease(&self) -> Result<Option<()>, LeaseError> {
+        Ok(Some(()))
+    }
+
+    async fn lease(&self) -> Result<(), LeaseError> {
+        Ok(())
+    }
+
+    async fn finish(&self, _lease: &mut ()) -> Result<(), LeaseError> {
+        Ok(())
+    }
+}
+
+/// Parks the calling thread until the future is ready.
+pub(super) fn wait_for<F: Future>(future: F) -> F::Output {
+    struct Unpark(Thread);
+
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+
+    let mut future = pin!(future);
+    // Most are ready at once, and need no waker of their own.
+    if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+        return output;
+    }
+    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    let mut context = Context::from_waker(&waker);
+    loop {
+        match future.as_mut().poll(&mut context) {
+            Poll::Ready(output) => return output,
+            Poll::Pending => thread::park(),
+        }
+    }
 }

@@ -8,7 +8,7 @@
 //! | `queue`, `slab`, `lanes`, `deadlines`, `policy`, `estimate` | every decision, as pure logic: no clock, no thread, no lock |
 //! | [`coordinator`], [`taken`] | the queue behind one lock; a batch in a function's hands |
 //! | [`notice`], [`clock`], `timer` | who is told that something can be done; time; the one thread that waits for it |
-//! | [`handle`], [`threads`] | a batcher with threads of its own, for Rust programs |
+//! | [`handle`], [`answer`], [`threads`] | a batcher with threads of its own, for Rust programs |
 //! | [`lease`] | something that is lent to each batch in flight, such as a CUDA stream |
 //! | [`stats`] | counts and histograms |
 //!
@@ -31,22 +31,38 @@
 //! expired + cancelled + closed + timed_out + queued + dispatched`, where an abandoned item counts under what
 //! its caller was told.
 
+pub mod answer;
 pub mod clock;
 pub mod config;
 pub mod coordinator;
+mod deadlines;
+mod dispatch;
+mod estimate;
+pub mod handle;
+mod lanes;
 pub mod lease;
 pub mod notice;
 pub mod outcome;
+mod policy;
+mod queue;
+mod shared;
+mod slab;
 pub mod stats;
+mod sync;
 pub mod taken;
 pub mod terms;
+pub mod threads;
+mod timer;
 
+pub use self::answer::{BatchError, Waiting, WorkBatch};
 pub use self::clock::BatchClock;
 pub use self::config::BatchConfig;
 pub use self::coordinator::{Coordinator, Taken};
-pub use self::lease::{LeaseError, LeaseSource};
+pub use self::handle::{BatchStartError, Batcher, Submission};
+pub use self::lease::{LeaseError, LeaseSource, NoLeases};
 pub use self::notice::{Cause, Notice};
 pub use self::outcome::{Outcome, Reply, TimeLimit};
 pub use self::stats::{BatchStats, DispatchReason, Histogram, Rejections};
 pub use self::taken::{Batch, Finished};
 pub use self::terms::{Refused, RejectReason, Terms, Ticket, Timeout};
+pub use self::threads::BatchFunction;

@@ -1,5 +1,6 @@
 //! What becomes of an item, and who is told.
 
+use std::fmt;
 use std::time::Duration;
 
 /// Which bound ended an item that its function had.
@@ -9,6 +10,15 @@ pub enum TimeLimit {
     Whole,
     /// `response_timeout`, from dispatch on.
     Response,
+}
+
+impl fmt::Display for TimeLimit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Whole => "timeout",
+            Self::Response => "response_timeout",
+        })
+    }
 }
 
 /// What became of an item.

@@ -1,12 +1,16 @@
 //! A batch in a function's hands: a guard, so that whatever becomes of the function, each item is resolved.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::coordinator::Coordinator;
-use super::outcome::Reply;
+use super::dispatch::{Answer, FlightId, Formed, Settled};
+use super::notice::Cause;
+use super::outcome::{Outcome, Reply};
+use super::shared::{Shared, tell};
 use super::stats::DispatchReason;
 use super::terms::Ticket;
+use crate::clock::NEVER;
 
 /// What became of a batch when it was handed back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,12 +27,28 @@ pub struct Finished {
 ///
 /// One that is dropped before fails what is left of it as [`super::Outcome::WorkerLost`].
 pub struct Batch<T: Send + 'static, P: Reply<T>> {
-    coordinator: Coordinator<T, P>,
-    tickets: Vec<Ticket>,
+    shared: Arc<Shared<T, P>>,
+    id: FlightId,
+    tickets: Arc<[Ticket]>,
     items: Vec<T>,
+    key: u64,
+    cost: u64,
+    padded_size: usize,
+    reason: DispatchReason,
+    worker: u32,
+    /// Items that were answered ahead of the others.
+    ahead: usize,
+    /// Whether it has been answered, or split.
+    over: bool,
 }
 
 impl<T: Send + 'static, P: Reply<T>> Batch<T, P> {
+    pub(super) fn new(shared: &Arc<Shared<T, P>>, formed: Formed<T>, worker: u32) -> Self {
+        let Formed { id, tickets, items, key, cost, padded_size, reason } = formed;
+        let shared = Arc::clone(shared);
+        Self { shared, id, tickets, items, key, cost, padded_size, reason, worker, ahead: 0, over: false }
+    }
+
     /// How many items it has, those that were resolved meanwhile included.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -66,74 +86,102 @@ impl<T: Send + 'static, P: Reply<T>> Batch<T, P> {
 
     /// The key that they share.
     #[must_use]
-    pub fn key(&self) -> u64 {
-        unreachable!()
+    pub const fn key(&self) -> u64 {
+        self.key
     }
 
     /// What the batch costs: the sum of its items, or padded.
     #[must_use]
-    pub fn cost(&self) -> u64 {
-        unreachable!()
+    pub const fn cost(&self) -> u64 {
+        self.cost
     }
 
     /// Why it was closed when it was.
     #[must_use]
-    pub fn reason(&self) -> DispatchReason {
-        unreachable!()
+    pub const fn reason(&self) -> DispatchReason {
+        self.reason
     }
 
     /// The worker that took it.
     #[must_use]
-    pub fn worker(&self) -> u32 {
-        unreachable!()
+    pub const fn worker(&self) -> u32 {
+        self.worker
     }
 
     /// The size to pad it to: the smallest of `allowed_sizes` that holds it, else its own.
     #[must_use]
-    pub fn padded_size(&self) -> usize {
-        unreachable!()
+    pub const fn padded_size(&self) -> usize {
+        self.padded_size
     }
 
     /// Whether nobody waits for this item any more: it was cancelled, timed out, or resolved.
     #[must_use]
-    pub fn is_cancelled(&self, _index: usize) -> bool {
-        unreachable!()
+    pub fn is_cancelled(&self, index: usize) -> bool {
+        self.remaining_ns(index) == 0
     }
 
     /// How long somebody will wait for this item; `None` without a bound, zero if nobody waits any more.
     #[must_use]
-    pub fn remaining(&self, _index: usize) -> Option<Duration> {
-        unreachable!()
+    pub fn remaining(&self, index: usize) -> Option<Duration> {
+        match self.remaining_ns(index) {
+            NEVER => None,
+            left_ns => Some(Duration::from_nanos(left_ns)),
+        }
+    }
+
+    fn remaining_ns(&self, index: usize) -> u64 {
+        let Some(&ticket) = self.tickets.get(index) else { return 0 };
+        let now_ns = self.shared.clock.now_ns();
+        self.shared.lock().queue.remaining_ns(ticket, now_ns)
     }
 
     /// Answers one item ahead of the others. False, with the result dropped, if it had been resolved before.
     /// [`Self::complete`] is then still to be called, with a result for every item; those of items that were
     /// answered ahead are ignored. [`Self::finish`] needs none.
-    pub fn resolve(&mut self, _index: usize, _result: Result<P::Output, P::Error>) -> bool {
-        unreachable!()
+    pub fn resolve(&mut self, index: usize, result: Result<P::Output, P::Error>) -> bool {
+        let mut state = self.shared.lock();
+        let reply = state.queue.resolve(self.id, index, result.is_ok());
+        self.shared.follow(state, Cause::Other, Vec::new());
+        let Some(reply) = reply else { return false };
+        self.ahead += 1;
+        tell(reply, result.map_or_else(Outcome::Failed, Outcome::Completed), None);
+        true
     }
 
     /// Answers all items, in their order. Another number of results than of items fails every one as
     /// [`super::Outcome::WrongCount`].
-    pub fn complete(self, _results: Vec<Result<P::Output, P::Error>>) -> Finished {
-        unreachable!()
+    pub fn complete(mut self, results: Vec<Result<P::Output, P::Error>>) -> Finished {
+        let (expected, actual) = (self.len(), results.len());
+        if expected != actual {
+            return self.end(&Answer::Failed, |_, _| Outcome::WrongCount { expected, actual });
+        }
+        let is_ok = |index: usize| matches!(results.get(index), Some(Ok(_)));
+        let settled = self.settle(&Answer::Each(&is_ok));
+        let mut results = results.into_iter().enumerate();
+        // Replies come in the order of the items, as results do; some are missing.
+        self.tell(settled, |wanted, _| match results.find(|&(index, _)| index == wanted) {
+            Some((_, Ok(result))) => Outcome::Completed(result),
+            Some((_, Err(error))) => Outcome::Failed(error),
+            None => Outcome::WrongCount { expected, actual },
+        })
     }
 
     /// Fails all items that are left; `error` makes one for each, by index.
-    pub fn fail(self, _error: impl FnMut(usize) -> P::Error) -> Finished {
-        unreachable!()
+    pub fn fail(mut self, mut error: impl FnMut(usize) -> P::Error) -> Finished {
+        self.end(&Answer::Failed, |index, _| Outcome::Failed(error(index)))
     }
 
-    /// Ends a batch whose items were all answered by [`Self::resolve`]. What was not is failed as
-    /// [`super::Outcome::WrongCount`].
-    pub fn finish(self) -> Finished {
-        unreachable!()
+    /// Ends a batch whose items were answered by [`Self::resolve`]. What was not, and is still waited for, is
+    /// failed as [`super::Outcome::WrongCount`].
+    pub fn finish(mut self) -> Finished {
+        let (expected, actual) = (self.len(), self.ahead);
+        self.end(&Answer::Ended, |_, _| Outcome::WrongCount { expected, actual })
     }
 
     /// Whether a batch that fails as a whole is to be split and run again (`isolate_failures`).
     #[must_use]
     pub fn isolates(&self) -> bool {
-        unreachable!()
+        self.shared.lock().queue.config.isolate_failures
     }
 
     /// Splits it in the middle, for a second run. The items stay dispatched; those that nobody waits for any
@@ -141,18 +189,71 @@ impl<T: Send + 'static, P: Reply<T>> Batch<T, P> {
     ///
     /// # Errors
     /// The batch itself, if it has one item, or was lost.
-    pub fn split(self) -> Result<(Self, Self), Self> {
-        unreachable!()
+    pub fn split(mut self) -> Result<(Self, Self), Self> {
+        let middle = self.len() / 2;
+        let halves =
+            if middle == 0 { None } else { self.shared.lock().queue.split(self.id, self.key, middle) };
+        let Some([first, second]) = halves else { return Err(self) };
+        self.over = true;
+        let mut items = self.take_items();
+        let later = items.split_off(middle.min(items.len()));
+        let half = |formed, items| Self::new(&self.shared, Formed { items, ..formed }, self.worker);
+        Ok((half(first, items), half(second, later)))
     }
 
     /// Starts the clock of `callback_timeout` and of the execution histogram anew.
     pub fn rearm(&self) {
-        unreachable!()
+        let now_ns = self.shared.clock.now_ns();
+        let mut state = self.shared.lock();
+        state.queue.rearm(self.id, now_ns);
+        self.shared.follow(state, Cause::Other, Vec::new());
+    }
+
+    /// Answers what is left, with an outcome for each by its index and the time for which it ran.
+    fn end(
+        &mut self,
+        answer: &Answer<'_>,
+        outcome: impl FnMut(usize, Duration) -> Outcome<P::Output, P::Error>,
+    ) -> Finished {
+        let settled = self.settle(answer);
+        self.tell(settled, outcome)
+    }
+
+    fn settle(&mut self, answer: &Answer<'_>) -> Settled<P> {
+        self.over = true;
+        let now_ns = self.shared.clock.now_ns();
+        let mut state = self.shared.lock();
+        let settled = state.queue.finish(self.id, self.tickets.len(), self.ahead, answer, now_ns);
+        self.shared.follow(state, Cause::Other, Vec::new());
+        settled
+    }
+
+    fn tell(
+        &mut self,
+        settled: Settled<P>,
+        mut outcome: impl FnMut(usize, Duration) -> Outcome<P::Output, P::Error>,
+    ) -> Finished {
+        let Settled { replies, late, lost } = settled;
+        let resolved = replies.len();
+        let mut items = self.take_items().into_iter().enumerate();
+        for (wanted, reply, ran_ns) in replies {
+            let item = items.find(|&(index, _)| index == wanted).map(|(_, item)| item);
+            tell(reply, outcome(wanted, Duration::from_nanos(ran_ns)), item);
+        }
+        Finished { resolved, late, lost }
     }
 }
 
 impl<T: Send + 'static, P: Reply<T>> fmt::Debug for Batch<T, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Batch").field("len", &self.len()).finish_non_exhaustive()
+    }
+}
+
+impl<T: Send + 'static, P: Reply<T>> Drop for Batch<T, P> {
+    fn drop(&mut self) {
+        if !self.over {
+            self.end(&Answer::Ended, |_, ran| Outcome::WorkerLost { ran, hung: false });
+        }
     }
 }

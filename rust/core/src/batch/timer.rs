@@ -1,0 +1,158 @@
+//! The one thread that waits for time, for any number of batchers: it sleeps until the earliest of what they
+//! named, and not at all while nothing is due. It is started by the first batcher that needs it.
+//!
+//! A batcher names a time only when it is earlier than the one it last named, so most items cost nothing here.
+//! A time that has become meaningless is not taken back: it costs one look.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::sync::{Arc, OnceLock, Weak};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::clock::{NEVER, now_ns};
+
+/// Somebody who has something to do at a time.
+pub(super) trait Timed: Send + Sync {
+    /// It is time. When next, if that has not been named yet.
+    fn due(self: Arc<Self>) -> Option<u64>;
+}
+
+struct Entry {
+    at_ns: u64,
+    timed: Weak<dyn Timed>,
+}
+
+impl PartialEq for Entry {
+    fn eq(&self, other: &Self) -> bool {
+        self.at_ns == other.at_ns
+    }
+}
+
+impl Eq for Entry {}
+
+impl PartialOrd for Entry {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Entry {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.at_ns.cmp(&other.at_ns)
+    }
+}
+
+#[derive(Default)]
+struct Times {
+    heap: BinaryHeap<Reverse<Entry>>,
+    running: bool,
+}
+
+#[derive(Default)]
+struct Timer {
+    times: Mutex<Times>,
+    earlier: Condvar,
+}
+
+static TIMER: OnceLock<Timer> = OnceLock::new();
+
+/// Calls `timed` at `at_ns`, never before.
+pub(super) fn call_at(at_ns: u64, timed: Weak<dyn Timed>) {
+    let timer = TIMER.get_or_init(Timer::default);
+    let mut times = timer.times.lock();
+    let first = times.heap.peek().is_none_or(|Reverse(entry)| at_ns < entry.at_ns);
+    times.heap.push(Reverse(Entry { at_ns, timed }));
+    if !times.running {
+        // Without a thread nothing would ever expire; the next one to name a time tries again.
+        times.running =
+            thread::Builder::new().name("headrace-timer".to_owned()).spawn(move || run(timer)).is_ok();
+        if !times.running {
+            tracing::error!("the timer's thread cannot be started: nothing expires until it can");
+        }
+    } else if first {
+        timer.earlier.notify_one();
+    }
+}
+
+fn run(timer: &Timer) {
+    let mut times = timer.times.lock();
+    loop {
+        let Some(Reverse(first)) = times.heap.peek() else {
+            timer.earlier.wait(&mut times);
+            continue;
+        };
+        let left_ns = first.at_ns.saturating_sub(now_ns());
+        if left_ns > 0 {
+            // Longer than any time-out that makes sense: looked at again then.
+            let until = Instant::now().checked_add(Duration::from_nanos(left_ns.min(NEVER / 4)));
+            match until {
+                Some(until) => _ = timer.earlier.wait_until(&mut times, until),
+                None => timer.earlier.wait(&mut times),
+            }
+            continue;
+        }
+        let Some(Reverse(entry)) = times.heap.pop() else { continue };
+        let again = parking_lot::MutexGuard::unlocked(&mut times, || {
+            let timed = entry.timed.upgrade()?;
+            Some((timed.due()?, entry.timed))
+        });
+        if let Some((at_ns, timed)) = again {
+            times.heap.push(Reverse(Entry { at_ns, timed }));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Sender, channel};
+
+    use super::*;
+
+    struct Late {
+        named_ns: u64,
+        told: Mutex<Sender<u64>>,
+    }
+
+    impl Timed for Late {
+        fn due(self: Arc<Self>) -> Option<u64> {
+            let late_ns = now_ns().checked_sub(self.named_ns).expect("called before its time");
+            self.told.lock().send(late_ns).unwrap();
+            None
+        }
+    }
+
+    #[test]
+    fn each_time_is_kept_in_order_and_never_early() {
+        let (told, heard) = channel();
+        let start_ns = now_ns();
+        let timed: Vec<_> = (0..40_u64)
+            .map(|n| {
+                // Named in another order than they come.
+                let named_ns = start_ns + (n * 17 % 40) * 500_000;
+                Arc::new(Late { named_ns, told: Mutex::new(told.clone()) })
+            })
+            .collect();
+        for late in &timed {
+            let weak: Weak<dyn Timed> = Arc::downgrade(late) as Weak<dyn Timed>;
+            call_at(late.named_ns, weak);
+        }
+        for _ in 0..timed.len() {
+            heard.recv_timeout(Duration::from_secs(60)).expect("every time comes");
+        }
+    }
+
+    #[test]
+    fn one_that_is_gone_is_forgotten() {
+        let (told, heard) = channel();
+        let gone = Arc::new(Late { named_ns: 0, told: Mutex::new(told.clone()) });
+        let there = Arc::new(Late { named_ns: now_ns() + 2_000_000, told: Mutex::new(told) });
+        call_at(now_ns() + 1_000_000, Arc::downgrade(&gone) as Weak<dyn Timed>);
+        call_at(there.named_ns, Arc::downgrade(&there) as Weak<dyn Timed>);
+        drop(gone);
+        heard.recv_timeout(Duration::from_secs(60)).expect("the one that is there");
+        assert!(heard.try_recv().is_err());
+    }
+}
