@@ -25,6 +25,16 @@ fn build<'py>(
     }
 }
 
+/// An item's failure, or why it was refused.
+pub(crate) fn batch_error<'py>(
+    py: Python<'py>,
+    class: &str,
+    message: &str,
+    fill: impl FnOnce(&Bound<'py, PyDict>) -> PyResult<()>,
+) -> PyErr {
+    build(py, class, message, fill)
+}
+
 /// A call's failure.
 pub(crate) fn call_error(py: Python<'_>, error: &CallError) -> PyErr {
     let message = error.to_string();

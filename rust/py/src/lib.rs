@@ -7,6 +7,7 @@
 //! | [`router`], [`reading`], [`response`] | calls, how tasks wait for them, what Python sees of that |
 //! | [`worker`], [`sink`], [`context`] | engines, where their items go, what they know of their request |
 //! | [`requests`] | requests that are streams, at the caller and at the engine |
+//! | [`batch`] | batching: the queue, what submitters await, what functions get |
 //! | [`pushing`], [`pump`] | how items go out, how generators are driven |
 //! | [`payload`] | objects as bytes and back |
 //! | [`errors`] | Rust errors as exceptions |
@@ -16,6 +17,7 @@
 #![deny(unsafe_code)]
 
 mod audit;
+mod batch;
 mod bridge;
 mod context;
 mod errors;
@@ -38,6 +40,20 @@ use pyo3::prelude::*;
 mod _headrace {
     #[pymodule_export]
     use crate::audit::_audit;
+    #[pymodule_export]
+    use crate::batch::flag::Flag;
+    #[pymodule_export]
+    use crate::batch::gathered::Gathered;
+    #[pymodule_export]
+    use crate::batch::queue::BatchQueue;
+    #[pymodule_export]
+    use crate::batch::settings::BatchSettings;
+    #[pymodule_export]
+    use crate::batch::stream::BatchStream;
+    #[pymodule_export]
+    use crate::batch::submission::Submission;
+    #[pymodule_export]
+    use crate::batch::taken::BatchTaken;
     #[pymodule_export]
     use crate::bridge::loop_hub::LoopHub;
     #[pymodule_export]

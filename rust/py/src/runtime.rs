@@ -80,6 +80,7 @@ pub(crate) fn _exit(py: Python<'_>) {
     if is_forked() {
         return;
     }
+    crate::batch::blocking::wait_until_left(py, EXIT_WAIT);
     py.detach(|| {
         if let Some(runtime) = RUNTIME.lock().take() {
             runtime.shutdown_timeout(EXIT_WAIT);

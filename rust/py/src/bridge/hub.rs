@@ -29,6 +29,7 @@ use super::reader::LinkReader;
 use super::waiter::Waiter;
 use super::wake::Wake;
 use crate::audit::entered_python;
+use crate::batch;
 use crate::requests::RequestSink;
 use crate::runtime::is_forked;
 use crate::sink::Sink;
@@ -52,6 +53,10 @@ pub(crate) enum Event {
     Attach(Arc<Link>),
     /// A link with gathered bytes.
     Flush(Arc<Link>),
+    /// Something to be done for a batcher.
+    Batch(Weak<batch::Core>, batch::Task),
+    /// An item of a batcher has its answer.
+    Answered(batch::Told),
     /// A Python object that was freed on another thread.
     Trash(PyBackedBytes),
     /// Anything else.
@@ -152,6 +157,17 @@ impl Hub {
     pub(crate) fn push(&self, event: Event) {
         self.queue.lock().push_back(event);
         self.wake();
+    }
+
+    /// Pushes an event. On the loop's own thread it is handled at the end of the turn, which whoever called
+    /// from Python plans by [`Self::settle`].
+    pub(crate) fn put(&self, event: Event) {
+        if self.is_loop_thread() {
+            self.queue.lock().push_back(event);
+            self.flush_wanted.store(true, Ordering::Relaxed);
+        } else {
+            self.push(event);
+        }
     }
 
     fn wake(&self) {
@@ -320,6 +336,9 @@ impl Hub {
         loop {
             let events = std::mem::take(&mut *self.queue.lock());
             if events.is_empty() {
+                // What was put here meanwhile has been handled; only links may want a flush.
+                let wanted = !self.dirty.lock().is_empty();
+                self.flush_wanted.store(wanted, Ordering::Relaxed);
                 self.pending.store(false, Ordering::Release);
                 if self.queue.lock().is_empty() {
                     break;
@@ -376,6 +395,8 @@ impl Hub {
                 link.flush();
                 Ok(())
             }
+            Event::Batch(core, task) => core.upgrade().map_or(Ok(()), |core| core.run(py, task)),
+            Event::Answered(told) => told.wake(py),
             Event::Trash(object) => {
                 drop(object);
                 Ok(())

@@ -66,6 +66,10 @@ impl Parking {
         &self.waker
     }
 
+    pub(crate) fn waiter(&self, py: Python<'_>) -> Py<Waiter> {
+        self.waiter.clone_ref(py)
+    }
+
     pub(crate) fn is_awaited(&self) -> bool {
         self.waiter.get().is_awaited()
     }

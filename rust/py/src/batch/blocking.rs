@@ -1,0 +1,74 @@
+//! Waiting for an item's answer on a thread of one's own, and the threads that wait below a native frame.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+use pyo3::prelude::*;
+
+use super::reply::{Ended, Thing};
+
+/// How often a waiting thread looks for signals: only Python's main thread finds any.
+const SIGNALS_TICK: Duration = Duration::from_millis(50);
+
+/// Threads that wait without the interpreter and will want it back.
+static WAITING: AtomicUsize = AtomicUsize::new(0);
+
+/// Waits without the interpreter.
+pub(super) fn detached<T: Send>(py: Python<'_>, wait: impl FnOnce() -> T + Send) -> T {
+    struct Inside;
+    impl Drop for Inside {
+        fn drop(&mut self) {
+            WAITING.fetch_sub(1, Ordering::Release);
+        }
+    }
+    WAITING.fetch_add(1, Ordering::Acquire);
+    let _inside = Inside;
+    py.detach(wait)
+}
+
+/// The interpreter exits, and everything that is waited for here has been closed: waits until the threads have
+/// left. CPython would end them by unwinding, which native frames do not survive.
+pub(crate) fn wait_until_left(py: Python<'_>, most: Duration) {
+    let until = Instant::now() + most;
+    py.detach(|| {
+        while WAITING.load(Ordering::Acquire) > 0 && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    });
+}
+
+/// One item's answer, for a thread.
+#[derive(Debug, Default)]
+pub(crate) struct Blocked {
+    answer: Mutex<Option<(Ended, Option<Thing>)>>,
+    answered: Condvar,
+}
+
+impl Blocked {
+    pub(super) fn settle(&self, ended: Ended, item: Option<Thing>) {
+        *self.answer.lock() = Some((ended, item));
+        self.answered.notify_all();
+    }
+
+    /// Waits for the answer, with the interpreter detached.
+    ///
+    /// # Errors
+    /// A signal's handler raised.
+    pub(super) fn wait(&self, py: Python<'_>) -> PyResult<Ended> {
+        loop {
+            let answer = detached(py, || {
+                let mut answer = self.answer.lock();
+                if answer.is_none() {
+                    self.answered.wait_for(&mut answer, SIGNALS_TICK);
+                }
+                answer.take()
+            });
+            if let Some((ended, item)) = answer {
+                drop(item);
+                return Ok(ended);
+            }
+            py.check_signals()?;
+        }
+    }
+}

@@ -1,0 +1,354 @@
+//! One batcher's queue and the loop it belongs to: what the coordinator tells reaches Python from here, on the
+//! loop's thread.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+
+use headrace::batch::{BatchClock, Cause, Coordinator, Notice, Taken};
+use headrace::batch::{BatchConfig, Terms};
+use parking_lot::Mutex;
+use pyo3::prelude::*;
+
+use super::flag::Flag;
+use super::gathered::Gathered;
+use super::numbers::Numbers;
+use super::reply::{Numbered, Reply, Thing};
+use super::taken::BatchTaken;
+use crate::bridge::hub::{Closes, Event, Hub};
+use crate::errors::start_error;
+use crate::ffi::ForkSafe;
+
+/// What is to be done for a queue on its loop's thread.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Task {
+    /// Batches can be taken.
+    Take,
+    /// There is room for what was refused.
+    Room,
+    /// This worker has been given up.
+    Lost(u32),
+    /// It is closed, and nothing waits or runs any more.
+    Quiet,
+}
+
+/// What Python wants to be called for.
+#[derive(Debug, Default)]
+pub(super) struct Callbacks {
+    pub(super) key: Option<Py<PyAny>>,
+    pub(super) cost: Option<Py<PyAny>>,
+    /// Gets each batch, if batches are taken on the loop.
+    pub(super) on_batch: Option<Py<PyAny>>,
+    pub(super) on_lost: Option<Py<PyAny>>,
+}
+
+/// Who runs a batch on the loop.
+#[derive(Debug, Default)]
+struct Crew {
+    busy: BTreeSet<u32>,
+    /// Given up, and still at it.
+    lost: BTreeSet<u32>,
+}
+
+/// See the module's text.
+#[derive(Debug)]
+pub(crate) struct Core {
+    pub(super) hub: Arc<Hub>,
+    pub(super) coordinator: ForkSafe<Coordinator<Thing, Reply>>,
+    pub(super) callbacks: Callbacks,
+    keys: Numbers,
+    clients: Numbers,
+    notices: Arc<Notices>,
+    /// How many batches run on the loop at once.
+    workers: AtomicUsize,
+    crew: Mutex<Crew>,
+    /// Batches by number, those that were taken and have not ended; and the next number.
+    running: Mutex<(BTreeSet<u64>, u64)>,
+    /// Maps that have more than there was room for.
+    feeders: Mutex<Vec<Py<Gathered>>>,
+    takers: Mutex<Vec<Py<Flag>>>,
+    quiet: Mutex<Vec<Py<Flag>>>,
+}
+
+#[derive(Debug)]
+struct Notices {
+    hub: Arc<Hub>,
+    core: OnceLock<Weak<Core>>,
+    /// The loop has been asked to take, and has not begun.
+    planned: AtomicBool,
+}
+
+impl Notices {
+    fn tell(&self, task: Task) {
+        if let Some(core) = self.core.get() {
+            self.hub.put(Event::Batch(Weak::clone(core), task));
+        }
+    }
+}
+
+/// The coordinator's notices, as events of the hub. (A type of its own, since the trait is the core's.)
+struct Told(Arc<Notices>);
+
+impl Notice for Told {
+    fn ready(&self, _cause: Cause) {
+        if !self.0.planned.swap(true, Ordering::AcqRel) {
+            self.0.tell(Task::Take);
+        }
+    }
+
+    fn room(&self) {
+        self.0.tell(Task::Room);
+    }
+
+    fn lost(&self, worker: u32) {
+        self.0.tell(Task::Lost(worker));
+    }
+
+    fn quiet(&self) {
+        self.0.tell(Task::Quiet);
+    }
+}
+
+impl Core {
+    pub(super) fn start(
+        py: Python<'_>,
+        hub: &Arc<Hub>,
+        config: &BatchConfig,
+        callbacks: Callbacks,
+    ) -> PyResult<Arc<Self>> {
+        let notices = Arc::new(Notices {
+            hub: Arc::clone(hub),
+            core: OnceLock::new(),
+            planned: AtomicBool::new(false),
+        });
+        let notice = Arc::new(Told(Arc::clone(&notices)));
+        let coordinator = Coordinator::with_notice(config.clone(), notice, BatchClock::default())
+            .map_err(|error| start_error(&error))?;
+        let core = Arc::new(Self {
+            hub: Arc::clone(hub),
+            coordinator: ForkSafe::new(coordinator),
+            callbacks,
+            keys: Numbers::new(py),
+            clients: Numbers::new(py),
+            notices: Arc::clone(&notices),
+            workers: AtomicUsize::new(config.workers),
+            crew: Mutex::default(),
+            running: Mutex::default(),
+            feeders: Mutex::default(),
+            takers: Mutex::default(),
+            quiet: Mutex::default(),
+        });
+        // Set once: the coordinator tells nothing before it has an item.
+        let _ = notices.core.set(Arc::downgrade(&core));
+        let closes: Weak<Self> = Arc::downgrade(&core);
+        hub.close_with_loop(closes);
+        Ok(core)
+    }
+
+    pub(super) fn configure(&self, config: &BatchConfig) -> PyResult<()> {
+        self.coordinator.configure(config.clone()).map_err(|error| start_error(&error))?;
+        self.workers.store(config.workers, Ordering::Relaxed);
+        // More may run now.
+        self.plan_take();
+        Ok(())
+    }
+
+    /// Has the loop look for batches at the end of its turn.
+    pub(super) fn plan_take(&self) {
+        if !self.notices.planned.swap(true, Ordering::AcqRel) {
+            self.notices.tell(Task::Take);
+        }
+    }
+
+    /// Does something on the loop's thread.
+    pub(crate) fn run(self: &Arc<Self>, py: Python<'_>, task: Task) -> PyResult<()> {
+        match task {
+            Task::Take => self.take(py),
+            Task::Room => {
+                let feeders = std::mem::take(&mut *self.feeders.lock());
+                feeders.into_iter().try_for_each(|gathered| Gathered::feed(gathered.bind(py)))
+            }
+            Task::Lost(worker) => {
+                self.give_up(worker);
+                match &self.callbacks.on_lost {
+                    Some(on_lost) => on_lost.call1(py, (worker,)).map(drop),
+                    None => Ok(()),
+                }
+            }
+            Task::Quiet => {
+                tell_all(&self.quiet, true);
+                tell_all(&self.takers, false);
+                Ok(())
+            }
+        }
+    }
+
+    fn take(self: &Arc<Self>, py: Python<'_>) -> PyResult<()> {
+        self.notices.planned.store(false, Ordering::Release);
+        let Some(on_batch) = &self.callbacks.on_batch else {
+            self.coordinator.wake_workers();
+            tell_all(&self.takers, !self.coordinator.is_closed() || !self.coordinator.is_quiet());
+            return Ok(());
+        };
+        while let Some(worker) = self.enlist() {
+            let Taken::Batch(batch) = self.coordinator.try_take(worker) else {
+                self.crew.lock().busy.remove(&worker);
+                break;
+            };
+            let taken = BatchTaken::of(self, batch, Some(Duty::new(self, worker))).bind(py)?;
+            on_batch.call1(py, (taken,))?;
+        }
+        Ok(())
+    }
+
+    /// A number for one more who runs a batch on the loop, if there may be one.
+    fn enlist(&self) -> Option<u32> {
+        let mut crew = self.crew.lock();
+        if crew.busy.len() >= self.workers.load(Ordering::Relaxed) {
+            return None;
+        }
+        let worker = (0..).find(|number| !crew.busy.contains(number) && !crew.lost.contains(number))?;
+        crew.busy.insert(worker);
+        Some(worker)
+    }
+
+    fn give_up(&self, worker: u32) {
+        let given_up = {
+            let mut crew = self.crew.lock();
+            crew.busy.remove(&worker) && crew.lost.insert(worker)
+        };
+        if given_up {
+            self.plan_take();
+        }
+    }
+
+    /// Has a map go on when there is room.
+    pub(super) fn wait_for_room(&self, gathered: Py<Gathered>) {
+        self.feeders.lock().push(gathered);
+    }
+
+    /// Done when batches can be taken, true, or never again, false.
+    pub(super) fn takable(&self, py: Python<'_>) -> PyResult<Py<Flag>> {
+        let over = self.coordinator.is_closed() && self.coordinator.is_quiet();
+        let flag = Py::new(py, Flag::new(&self.hub, over.then_some(false)))?;
+        if !over {
+            self.takers.lock().push(flag.clone_ref(py));
+        }
+        Ok(flag)
+    }
+
+    /// Done when it is closed and nothing waits or runs any more.
+    pub(super) fn wait_quiet(&self, py: Python<'_>) -> PyResult<Py<Flag>> {
+        let flag = Py::new(py, Flag::new(&self.hub, None))?;
+        self.quiet.lock().push(flag.clone_ref(py));
+        // Looked at afterwards, so that one of the two sees the other.
+        if self.coordinator.is_quiet() {
+            flag.get().set(true);
+        }
+        Ok(flag)
+    }
+
+    // --- keys and clients ---
+
+    /// Numbers an item's key and client.
+    pub(super) fn number(
+        &self,
+        key: Option<&Bound<'_, PyAny>>,
+        client: Option<&Bound<'_, PyAny>>,
+        terms: &mut Terms,
+    ) -> PyResult<Numbered> {
+        let oldest = {
+            let running = self.running.lock();
+            running.0.first().copied().unwrap_or(running.1)
+        };
+        let mut numbered = Numbered::default();
+        if let Some(key) = key {
+            numbered.key = self.keys.take(key, oldest)?;
+            terms.key = numbered.key;
+        }
+        if let Some(client) = client {
+            match self.clients.take(client, oldest) {
+                Ok(number) => numbered.client = number,
+                Err(error) => {
+                    self.release(&numbered);
+                    return Err(error);
+                }
+            }
+            terms.client = Some(numbered.client);
+        }
+        Ok(numbered)
+    }
+
+    pub(super) fn release(&self, numbered: &Numbered) {
+        if numbered.key == 0 && numbered.client == 0 {
+            return;
+        }
+        let next = self.running.lock().1;
+        if numbered.key != 0 {
+            self.keys.release(numbered.key, next);
+        }
+        if numbered.client != 0 {
+            self.clients.release(numbered.client, next);
+        }
+    }
+
+    /// The key with this number; `None` without one.
+    pub(super) fn key(&self, py: Python<'_>, number: u64) -> Option<Py<PyAny>> {
+        self.keys.object(py, number)
+    }
+
+    /// A batch has been taken; returns its number.
+    pub(super) fn begin(&self) -> u64 {
+        let mut running = self.running.lock();
+        let number = running.1;
+        running.1 += 1;
+        running.0.insert(number);
+        number
+    }
+
+    pub(super) fn end(&self, number: u64) {
+        self.running.lock().0.remove(&number);
+    }
+}
+
+/// Sets flags outside their list's lock.
+fn tell_all(flags: &Mutex<Vec<Py<Flag>>>, value: bool) {
+    let flags = std::mem::take(&mut *flags.lock());
+    for flag in flags {
+        flag.get().set(value);
+    }
+}
+
+impl Closes for Core {
+    fn close(&self) {
+        self.coordinator.close();
+    }
+}
+
+/// One of the loop's places to run a batch; the place is free when it is dropped.
+#[derive(Debug)]
+pub(super) struct Duty {
+    core: Weak<Core>,
+    worker: u32,
+}
+
+impl Duty {
+    fn new(core: &Arc<Core>, worker: u32) -> Arc<Self> {
+        Arc::new(Self { core: Arc::downgrade(core), worker })
+    }
+}
+
+impl Drop for Duty {
+    fn drop(&mut self) {
+        if let Some(core) = self.core.upgrade() {
+            let freed = {
+                let mut crew = core.crew.lock();
+                crew.lost.remove(&self.worker);
+                crew.busy.remove(&self.worker)
+            };
+            if freed {
+                core.plan_take();
+            }
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! `Submission`: what `submit` returns, one item's answer as an awaitable.
+
+use std::sync::Arc;
+
+use headrace::batch::Ticket;
+use parking_lot::Mutex;
+use pyo3::prelude::*;
+
+use super::core::Core;
+use super::reply::{Ended, Thing, read};
+use crate::bridge::parking::Parking;
+use crate::bridge::waiter::{Waiter, already_awaited};
+use crate::ffi::raise_stop_iteration;
+use crate::response::thrown;
+use crate::runtime::check_fork;
+
+#[derive(Debug, Default)]
+struct State {
+    ticket: Option<Ticket>,
+    ended: Option<Ended>,
+    /// An item that its function did not take, for the loop to drop.
+    item: Option<Thing>,
+    parking: Option<Parking>,
+}
+
+/// One item's answer. `await` gives it or raises what became of the item; whoever waits and is cancelled
+/// cancels the item.
+#[pyclass(frozen, weakref, module = "headrace._headrace")]
+#[derive(Debug)]
+pub(crate) struct Submission {
+    core: Arc<Core>,
+    state: Mutex<State>,
+}
+
+impl Submission {
+    pub(super) fn new(core: &Arc<Core>) -> Self {
+        Self { core: Arc::clone(core), state: Mutex::default() }
+    }
+
+    pub(super) fn admitted(&self, ticket: Ticket) {
+        self.state.lock().ticket = Some(ticket);
+    }
+
+    pub(super) fn settle(&self, ended: Ended, item: Option<Thing>) {
+        let mut state = self.state.lock();
+        state.ended = Some(ended);
+        state.item = item;
+    }
+
+    /// On the loop's thread, after it was settled.
+    pub(super) fn wake(&self, py: Python<'_>) -> PyResult<()> {
+        let (item, waiter) = {
+            let mut state = self.state.lock();
+            (state.item.take(), state.parking.as_ref().map(|parking| parking.waiter(py)))
+        };
+        drop(item);
+        waiter.map_or(Ok(()), |waiter| Waiter::complete(waiter.bind(py)))
+    }
+
+    fn cancel_item(&self, py: Python<'_>) -> PyResult<bool> {
+        check_fork(py)?;
+        let ticket = {
+            let state = self.state.lock();
+            state.ticket.filter(|_| state.ended.is_none())
+        };
+        let cancelled = ticket.is_some_and(|ticket| self.core.coordinator.cancel(ticket));
+        self.core.hub.settle(py)?;
+        Ok(cancelled)
+    }
+}
+
+#[pymethods]
+impl Submission {
+    fn __await__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    fn __iter__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    fn __next__(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+        check_fork(py)?;
+        let (answer, parking) = {
+            let mut state = self.state.lock();
+            let answer = match &state.ended {
+                Some(Ended::Completed(value)) => Some(Ok(value.clone_ref(py))),
+                Some(_) => Some(Err(())),
+                None => None,
+            };
+            (answer, state.parking.take())
+        };
+        let hub = &self.core.hub;
+        let Some(answer) = answer else {
+            let parking = parking.map_or_else(|| hub.parking(py), Ok)?;
+            let waiter = (!parking.is_awaited()).then(|| parking.arm(py));
+            self.state.lock().parking = Some(parking);
+            return waiter.map(Some).ok_or_else(|| already_awaited("this item"));
+        };
+        if let Some(parking) = parking {
+            hub.recycle(parking);
+        }
+        match answer {
+            Ok(value) => raise_stop_iteration(value.into_bound(py)),
+            Err(()) => Err(self.failure(py)),
+        }
+    }
+
+    #[pyo3(signature = (kind, value=None, traceback=None))]
+    fn throw(
+        &self,
+        py: Python<'_>,
+        kind: Bound<'_, PyAny>,
+        value: Option<Bound<'_, PyAny>>,
+        traceback: Option<Bound<'_, PyAny>>,
+    ) -> PyResult<Option<Py<PyAny>>> {
+        drop(traceback);
+        self.cancel_item(py)?;
+        Err(thrown(kind, value))
+    }
+
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        self.cancel_item(py).map(drop)
+    }
+
+    /// Cancels the item: it leaves the queue, or its answer is ignored. False if it had been answered.
+    fn cancel(&self, py: Python<'_>) -> PyResult<bool> {
+        self.cancel_item(py)
+    }
+
+    /// Whether it has been answered, or otherwise ended.
+    fn done(&self) -> bool {
+        self.state.lock().ended.is_some()
+    }
+}
+
+impl Submission {
+    /// The exception of an item that was not answered. It is made outside the lock, since that runs Python;
+    /// an item ends once, so it can be put back.
+    fn failure(&self, py: Python<'_>) -> PyErr {
+        let Some(ended) = self.state.lock().ended.take() else { return already_awaited("this item") };
+        let error = read(py, &ended).err();
+        self.state.lock().ended = Some(ended);
+        error.unwrap_or_else(|| already_awaited("this item"))
+    }
+}
