@@ -171,7 +171,7 @@ def end_on_signals() -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Two workers, eight prompts, one crash.")
     parser.add_argument("--short", action="store_true", help="two prompts and a few tokens")
-    parser.add_argument("--kill-at", type=int, metavar="N", help="kill the worker after N tokens of its answer")
+    parser.add_argument("--kill-at", type=int, metavar="N", help="kill the worker after N tokens")
     arguments = parser.parse_args()
     most = story_tokens(arguments.short) - 1
     if arguments.kill_at is not None and not 1 <= arguments.kill_at <= most:

@@ -1,7 +1,8 @@
 """Workers with an engine that makes tokens as a language model does: each depends on the prompt and on every
-token before it. The argument says how many; each is a process of its own and prints its address and its id.
+token before it. The argument says how many; each is a process of its own and prints its address and its pid.
 
-They are forked, since a test that kills one for each token needs many, and end with the process that made them.
+They are forked, since a test that kills one for each token needs many, and end with the process that made
+them.
 """
 
 from __future__ import annotations

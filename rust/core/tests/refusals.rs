@@ -81,7 +81,7 @@ impl Asked {
     }
 
     /// The caller is told, and the other worker was not asked.
-    async fn is_told(self) -> CallError {
+    async fn told(self) -> CallError {
         let Self { router, call, mut second, first: _first, .. } = self;
         let error = guard("the call", call).await.unwrap().unwrap_err();
         assert_eq!((router.stats().retries_total, router.stats().in_flight), (0, 0));
@@ -116,7 +116,7 @@ async fn a_refusal_that_another_worker_may_not_share_is_taken_there() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn with_no_other_worker_a_refusal_is_told_with_its_phase_and_its_details() {
+async fn with_no_other_worker_a_refusal_told_with_its_phase_and_its_details() {
     let _turn = turn().await;
     for (reason, detail) in [
         (RejectReason::Overloaded, "full"),
@@ -149,7 +149,7 @@ async fn with_no_other_worker_a_refusal_is_told_with_its_phase_and_its_details()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_refusal_that_any_worker_would_repeat_is_told_at_once() {
+async fn a_refusal_that_any_worker_would_repeat_told_at_once() {
     let _turn = turn().await;
     for reason in [
         RejectReason::Unauthenticated,
@@ -160,7 +160,7 @@ async fn a_refusal_that_any_worker_would_repeat_is_told_at_once() {
         // Not even a call that may run twice is sent again.
         let mut asked = Asked::with(permitting_more(true, true)).await;
         asked.reject(reason, "as asked").await;
-        let error = asked.is_told().await;
+        let error = asked.told().await;
         assert_eq!(error.phase, Phase::Sent, "{reason:?}");
         let fits = match reason {
             RejectReason::Unauthenticated => matches!(error.kind, CallErrorKind::Authentication { .. }),
@@ -187,7 +187,7 @@ async fn what_lies_beyond_a_goaway_goes_on_at_another_worker() {
     asked.peer().out.goaway(&last);
     asked.peer().flush().await;
     asked.lose();
-    let error = asked.is_told().await;
+    let error = asked.told().await;
     assert!(matches!(error.kind, CallErrorKind::Disconnected { maybe_executed: true, .. }), "{error}");
 }
 
@@ -210,7 +210,7 @@ async fn what_was_lost_before_its_answer_goes_on_elsewhere_only_if_the_call_perm
                     asked.goes_on_at_the_other().await;
                     continue;
                 }
-                let error = asked.is_told().await;
+                let error = asked.told().await;
                 let CallErrorKind::Disconnected { maybe_executed: true, reason } = &error.kind else {
                     panic!("{error}")
                 };
@@ -237,7 +237,7 @@ async fn a_worker_that_does_not_answer_is_killed_for_the_time_out_and_nobody_els
             }
             let kill = asked.peer().until(Kind::Kill).await;
             assert_eq!((kill.stream, kill.body), (asked.request.stream, vec![reason as u8]));
-            let error = asked.is_told().await;
+            let error = asked.told().await;
             // A worker may be slow to say ACCEPT: until then the caller cannot know more than that it was sent.
             assert_eq!(error.phase, if accepted { Phase::Accepted } else { Phase::Sent });
             match error.kind {
