@@ -116,7 +116,7 @@ async fn a_refusal_that_another_worker_may_not_share_is_taken_there() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn with_no_other_worker_a_refusal_told_with_its_phase_and_its_details() {
+async fn with_no_other_worker_a_refusal_is_told_with_its_phase_and_its_details() {
     let _turn = turn().await;
     for (reason, detail) in [
         (RejectReason::Overloaded, "full"),
@@ -149,7 +149,7 @@ async fn with_no_other_worker_a_refusal_told_with_its_phase_and_its_details() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_refusal_that_any_worker_would_repeat_told_at_once() {
+async fn a_refusal_that_any_worker_would_repeat_is_told_at_once() {
     let _turn = turn().await;
     for reason in [
         RejectReason::Unauthenticated,
