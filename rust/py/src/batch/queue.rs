@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use headrace::batch::{DispatchReason, Histogram, Refused, RejectReason, Taken, Terms, Ticket, Timeout};
 use pyo3::exceptions::{PyException, PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyInt};
+use pyo3::types::{PyDict, PyInt, PyString};
 
 use super::blocking::{Blocked, detached};
 use super::core::{Callbacks, Core};
@@ -19,38 +19,11 @@ use super::submission::Submission;
 use super::taken::BatchTaken;
 use crate::bridge::loop_hub::LoopHub;
 use crate::errors::batch_error;
+use crate::router::whole;
 use crate::runtime::check_fork;
 
-/// How long something may take, as a caller says it: `None` for ever, seconds, or nothing at all.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Limit(Timeout);
-
-impl Limit {
-    const CONFIGURED: Self = Self(Timeout::Configured);
-}
-
-impl<'py> FromPyObject<'_, 'py> for Limit {
-    type Error = PyErr;
-
-    fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
-        if object.is_none() {
-            return Ok(Self(Timeout::Never));
-        }
-        let seconds: f64 = object.extract()?;
-        if seconds.is_nan() {
-            return Err(PyValueError::new_err("a timeout must be a number of seconds, not nan"));
-        }
-        // What is over already is refused as expired, and what is out of reach is no bound.
-        let timeout = match Duration::try_from_secs_f64(seconds.max(0.0)) {
-            Ok(duration) => Timeout::After(duration),
-            Err(_) => Timeout::Never,
-        };
-        Ok(Self(timeout))
-    }
-}
-
 /// What a submitter says of its items.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Asked {
     client: Option<Py<PyAny>>,
     key: Option<Py<PyAny>>,
@@ -58,6 +31,33 @@ pub(super) struct Asked {
     priority: usize,
     timeout: Timeout,
     response_timeout: Timeout,
+}
+
+impl Asked {
+    /// The keywords of a submit: `client`, `key`, `cost`, `priority`, `timeout` and `deadline`, of which the
+    /// earlier counts, and `response_timeout`. (Most submits have none, and then there is no dictionary.)
+    fn of(terms: Option<&Bound<'_, PyDict>>) -> PyResult<Self> {
+        let mut asked = Self::default();
+        let Some(terms) = terms else { return Ok(asked) };
+        let mut deadline = None;
+        for (name, value) in terms {
+            let some = || (!value.is_none()).then(|| value.clone().unbind());
+            match name.cast::<PyString>()?.to_str()? {
+                "client" => asked.client = some(),
+                "key" => asked.key = some(),
+                "cost" => asked.cost = some(),
+                "priority" => asked.priority = whole("priority", &value)?,
+                "timeout" => asked.timeout = limit(&value)?,
+                "deadline" => deadline = value.extract::<Option<f64>>()?,
+                "response_timeout" => asked.response_timeout = limit(&value)?,
+                name => return Err(PyTypeError::new_err(format!("unexpected keyword argument {name:?}"))),
+            }
+        }
+        if let Some(deadline) = deadline {
+            asked.timeout = until(terms.py(), deadline, asked.timeout)?;
+        }
+        Ok(asked)
+    }
 }
 
 /// An item, ready to be submitted.
@@ -154,14 +154,23 @@ fn whole_cost(cost: &Bound<'_, PyAny>) -> PyResult<u64> {
         .map_err(|_| PyValueError::new_err(format!("a cost is a whole number from 0 up, not {cost}")))
 }
 
-/// The time at which a bound is over: the earlier one of two.
-fn bounded(py: Python<'_>, timeout: Limit, deadline: Option<f64>) -> PyResult<Timeout> {
-    let Some(deadline) = deadline else { return Ok(timeout.0) };
+/// How long something may take: `None` for ever, or seconds.
+fn limit(value: &Bound<'_, PyAny>) -> PyResult<Timeout> {
+    let Some(seconds) = value.extract::<Option<f64>>()? else { return Ok(Timeout::Never) };
+    if seconds.is_nan() {
+        return Err(PyValueError::new_err("a timeout must be a number of seconds, not nan"));
+    }
+    // What is over already is refused as expired, and what is out of reach is no bound.
+    Ok(Duration::try_from_secs_f64(seconds.max(0.0)).map_or(Timeout::Never, Timeout::After))
+}
+
+/// The earlier one of a timeout and a `deadline` by `time.monotonic`.
+fn until(py: Python<'_>, deadline: f64, timeout: Timeout) -> PyResult<Timeout> {
     let monotonic: f64 = py.import("time")?.call_method0("monotonic")?.extract()?;
     let left = Duration::try_from_secs_f64((deadline - monotonic).max(0.0))
         .map_err(|_| PyValueError::new_err(format!("deadline must be a time.monotonic(), not {deadline}")))?;
-    Ok(match timeout.0 {
-        Timeout::After(duration) if duration < left => timeout.0,
+    Ok(match timeout {
+        Timeout::After(duration) if duration < left => timeout,
         _ => Instant::now().checked_add(left).map_or(Timeout::Never, Timeout::At),
     })
 }
@@ -198,24 +207,15 @@ impl BatchQueue {
     }
 
     /// An item's answer, to be awaited.
-    #[pyo3(signature = (item, *, client=None, key=None, cost=None, priority=0, timeout=Limit::CONFIGURED,
-        deadline=None, response_timeout=Limit::CONFIGURED))]
-    #[expect(clippy::too_many_arguments, reason = "they are the keywords of `Batcher.submit`")]
+    #[pyo3(signature = (item, **terms))]
     fn submit<'py>(
         &self,
         py: Python<'py>,
         item: Bound<'py, PyAny>,
-        client: Option<Py<PyAny>>,
-        key: Option<Py<PyAny>>,
-        cost: Option<Py<PyAny>>,
-        priority: usize,
-        timeout: Limit,
-        deadline: Option<f64>,
-        response_timeout: Limit,
+        terms: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<Bound<'py, Submission>> {
         self.check(py)?;
-        let timeout = bounded(py, timeout, deadline)?;
-        let asked = Asked { client, key, cost, priority, timeout, response_timeout: response_timeout.0 };
+        let asked = Asked::of(terms)?;
         let item = self.0.item(item, &asked)?;
         let submission = Bound::new(py, Submission::new(&self.0))?;
         let submitted = self.0.submit_item(item, Waits::One(submission.clone().unbind()));
@@ -226,28 +226,19 @@ impl BatchQueue {
     }
 
     /// An item's answer, waited for on the calling thread, which is not the loop's.
-    #[pyo3(signature = (item, *, client=None, key=None, cost=None, priority=0, timeout=Limit::CONFIGURED,
-        deadline=None, response_timeout=Limit::CONFIGURED))]
-    #[expect(clippy::too_many_arguments, reason = "they are the keywords of `Batcher.submit`")]
+    #[pyo3(signature = (item, **terms))]
     fn submit_sync<'py>(
         &self,
         py: Python<'py>,
         item: Bound<'py, PyAny>,
-        client: Option<Py<PyAny>>,
-        key: Option<Py<PyAny>>,
-        cost: Option<Py<PyAny>>,
-        priority: usize,
-        timeout: Limit,
-        deadline: Option<f64>,
-        response_timeout: Limit,
+        terms: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<Py<PyAny>> {
         check_fork(py)?;
         if self.0.hub.is_loop_thread() {
             let message = "submit_sync on the batcher's own event loop would block it; await submit instead";
             return Err(PyRuntimeError::new_err(message));
         }
-        let timeout = bounded(py, timeout, deadline)?;
-        let asked = Asked { client, key, cost, priority, timeout, response_timeout: response_timeout.0 };
+        let asked = Asked::of(terms)?;
         let item = self.0.item(item, &asked)?;
         let blocked = Arc::new(Blocked::default());
         let submitted = self.0.submit_item(item, Waits::Thread(Arc::clone(&blocked)));
@@ -262,47 +253,29 @@ impl BatchQueue {
     }
 
     /// The answers of many items, in their order, to be awaited.
-    #[pyo3(signature = (items, *, return_exceptions=false, client=None, key=None, cost=None, priority=0,
-        timeout=Limit::CONFIGURED, deadline=None, response_timeout=Limit::CONFIGURED))]
-    #[expect(clippy::too_many_arguments, reason = "they are the keywords of `Batcher.map`")]
+    #[pyo3(signature = (items, *, return_exceptions=false, **terms))]
     fn map<'py>(
         &self,
         py: Python<'py>,
         items: &Bound<'py, PyAny>,
         return_exceptions: bool,
-        client: Option<Py<PyAny>>,
-        key: Option<Py<PyAny>>,
-        cost: Option<Py<PyAny>>,
-        priority: usize,
-        timeout: Limit,
-        deadline: Option<f64>,
-        response_timeout: Limit,
+        terms: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<Bound<'py, Gathered>> {
         self.check(py)?;
-        let timeout = bounded(py, timeout, deadline)?;
-        let asked = Asked { client, key, cost, priority, timeout, response_timeout: response_timeout.0 };
+        let asked = Asked::of(terms)?;
         Gathered::start(&self.0, items, asked, return_exceptions)
     }
 
     /// What is yielded for an item.
-    #[pyo3(signature = (item, *, client=None, key=None, cost=None, priority=0, timeout=Limit::CONFIGURED,
-        deadline=None, response_timeout=Limit::CONFIGURED))]
-    #[expect(clippy::too_many_arguments, reason = "they are the keywords of `Batcher.stream`")]
+    #[pyo3(signature = (item, **terms))]
     fn stream<'py>(
         &self,
         py: Python<'py>,
         item: Bound<'py, PyAny>,
-        client: Option<Py<PyAny>>,
-        key: Option<Py<PyAny>>,
-        cost: Option<Py<PyAny>>,
-        priority: usize,
-        timeout: Limit,
-        deadline: Option<f64>,
-        response_timeout: Limit,
+        terms: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<Bound<'py, BatchStream>> {
         self.check(py)?;
-        let timeout = bounded(py, timeout, deadline)?;
-        let asked = Asked { client, key, cost, priority, timeout, response_timeout: response_timeout.0 };
+        let asked = Asked::of(terms)?;
         let item = self.0.item(item, &asked)?;
         let stream = Bound::new(py, BatchStream::new(&self.0))?;
         let submitted = self.0.submit_item(item, Waits::Stream(stream.clone().unbind()));

@@ -110,6 +110,8 @@ pub(crate) struct Hub {
     turns: AtomicU64,
     thread: ThreadId,
     pub(super) event_loop: Py<PyAny>,
+    /// A future of the loop that is done, with the result `None`; see [`Waiter::complete`].
+    pub(super) done: Py<PyAny>,
     pub(super) loop_side: Mutex<Option<LoopSide>>,
     closed: AtomicBool,
     closes: Mutex<Vec<Weak<dyn Closes>>>,
@@ -130,8 +132,11 @@ impl std::fmt::Debug for Hub {
 
 impl Hub {
     /// A hub for the loop that runs on this thread.
-    pub(super) fn new(event_loop: Py<PyAny>) -> PyResult<Self> {
+    pub(super) fn new(py: Python<'_>, event_loop: Py<PyAny>) -> PyResult<Self> {
+        let done = event_loop.call_method0(py, "create_future")?;
+        done.call_method1(py, "set_result", (py.None(),))?;
         Ok(Self {
+            done,
             wake: Wake::new()?,
             pending: AtomicBool::new(false),
             queue: Mutex::default(),

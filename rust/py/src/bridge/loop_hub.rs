@@ -27,7 +27,7 @@ impl LoopHub {
     #[staticmethod]
     fn start(py: Python<'_>, event_loop: Py<PyAny>) -> PyResult<Py<Self>> {
         crate::runtime::handle(py)?;
-        let hub = Arc::new(Hub::new(event_loop)?);
+        let hub = Arc::new(Hub::new(py, event_loop)?);
         let this = Py::new(py, Self { hub })?;
         let hub = &this.get().hub;
         let drain = this.getattr(py, "drain")?;
