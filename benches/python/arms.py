@@ -63,6 +63,11 @@ class Arm:
         return cast(ArmModule, importlib.import_module(self.module))
 
     @property
+    def part(self) -> str:
+        """Return the name by which this arm's own processes know what to do."""
+        return self.name
+
+    @property
     def python(self) -> str:
         """Return the interpreter that this arm's processes run in."""
         return str(environments.python(self.environment)) if self.environment else sys.executable
@@ -86,6 +91,35 @@ class Arm:
     def is_installed(self) -> bool:
         """Say whether all that this arm needs is there."""
         return self.missing() is None
+
+
+@dataclass(frozen=True)
+class BuildArm(Arm):
+    """Headrace as the environment of another `interpreter` has it: an earlier build beside this one."""
+
+    interpreter: str = ""
+
+    @property
+    def part(self) -> str:
+        """Return the arm that the processes play."""
+        return "headrace"
+
+    @property
+    def python(self) -> str:
+        """Return the other interpreter."""
+        return self.interpreter
+
+    def missing(self) -> str | None:
+        """Return the interpreter, if it is not there."""
+        return None if Path(self.interpreter).is_file() else self.interpreter
+
+
+def other_build(text: str) -> BuildArm:
+    """Return the arm for `NAME=PYTHON`, a name for a build and the interpreter that has it installed."""
+    name, equals, interpreter = text.partition("=")
+    if not (name and equals and interpreter):
+        raise ValueError(f"{text}: it takes NAME=PYTHON")
+    return BuildArm(f"headrace-{name}", "headrace_arm", interpreter=interpreter)
 
 
 class NativeArm(Arm):

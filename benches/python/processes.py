@@ -121,7 +121,7 @@ class ServerProcess:
 @asynccontextmanager
 async def server(arm: Arm, folder: Path, cpu: int) -> AsyncIterator[ServerProcess]:
     """Run a serving process while entered."""
-    async with child(arm, folder, "server.py", arm.name, str(cpu)) as running:
+    async with child(arm, folder, "server.py", arm.part, str(cpu)) as running:
         try:
             ready = await running.read(SERVER_START_TIMEOUT_S)
         except RunFailed as failure:

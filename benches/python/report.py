@@ -23,7 +23,8 @@ class Spread:
 class Row:
     """One metric: its spread in each arm, the ratios of Headrace to them, the aim and the verdict.
 
-    `failures` counts the runs of an arm that gave no figure. `ratio` is the one to the floor.
+    `failures` counts the runs of an arm that gave no figure. `ratio` is the one to the floor. `paired` has
+    the ratios of each repeat by itself: its two runs were neighbours, so a slow minute met both.
     `attained` is what the aim is compared with.
     """
 
@@ -33,6 +34,7 @@ class Row:
     arms: Mapping[str, Spread]
     failures: Mapping[str, int]
     ratios: Mapping[str, float]
+    paired: Mapping[str, Spread]
     ratio: float | None
     aim: str
     attained: float | None
@@ -80,11 +82,27 @@ def _row(results: Sequence[Result], scenario: Scenario, metric: Metric, arms: Se
         spreads,
         {arm: failed.count(arm) for arm in arms if arm in failed},
         ratios,
+        {arm: found for arm in ratios if (found := _paired(results, scenario.name, arm, metric.key))},
         ratios.get(REFERENCE),
         describe_aim(metric.aim),
         attained,
-        _reached(metric.aim, attained),
+        reached(metric.aim, attained),
     )
+
+
+def _paired(results: Sequence[Result], scenario: str, arm: str, key: str) -> Spread | None:
+    """Return the spread of the ratio of Headrace to an arm, each repeat by itself."""
+    figures = {
+        (result.arm, result.repeat): result.figures[key]
+        for result in results
+        if result.scenario == scenario and key in result.figures
+    }
+    values = [
+        figures[JUDGED, repeat] / other
+        for (name, repeat), other in figures.items()
+        if name == arm and other and (JUDGED, repeat) in figures
+    ]
+    return Spread(median(values), min(values), max(values)) if values else None
 
 
 @dataclass(frozen=True)
@@ -115,8 +133,8 @@ def _attained(aim: Aim, key: str, middles: _Middles) -> float | None:
     return (judged - taken_off) / (other - taken_off)
 
 
-def _reached(aim: Aim | None, attained: float | None) -> bool | None:
-    """Say whether the aim is reached, or nothing where that cannot be said."""
+def reached(aim: Aim | None, attained: float | None) -> bool | None:
+    """Say whether an aim is reached, or nothing where that cannot be said."""
     if aim is None or attained is None:
         return None
     return attained >= aim.value if aim.at_least else attained <= aim.value

@@ -14,7 +14,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from arms import ARMS, DEFAULT_ARMS, Arm
+from arms import ARMS, DEFAULT_ARMS, Arm, other_build
 from machine import describe_machine, describe_versions
 from report import summarise
 from runs import Cores, Result, run_once
@@ -29,6 +29,13 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
         "--scenarios", type=_listed, default=list(SCENARIOS), help=f"of {', '.join(SCENARIOS)}"
     )
     parser.add_argument("--arms", type=_listed, help=f"of {', '.join(ARMS)}; or all that are installed")
+    parser.add_argument(
+        "--build",
+        action="append",
+        default=[],
+        metavar="NAME=PYTHON",
+        help="also run the Headrace that another interpreter has installed, as headrace-NAME",
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="smaller loads, for a first look")
     parser.add_argument("--cores", type=_listed, help="CLIENT,SERVER: the core of each side")
@@ -38,7 +45,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
         parser.error("--repeats: at least 1")
     try:
         options.scenarios = select(options.scenarios)
-        options.arms = _choose_arms(options.arms)
+        options.arms = _choose_arms(options.arms) + [_choose_build(text) for text in options.build]
         options.cores = _choose_cores(options.cores)
     except ValueError as reason:
         parser.error(str(reason))
@@ -68,6 +75,14 @@ def _choose_arms(names: list[str] | None) -> list[Arm]:
         else:
             say(f"arm {name} is left out: {missing} is not installed")
     return arms
+
+
+def _choose_build(text: str) -> Arm:
+    """Return the arm of another build, which has to be there."""
+    arm = other_build(text)
+    if missing := arm.missing():
+        raise ValueError(f"arm {arm.name}: there is no {missing}")
+    return arm
 
 
 def _choose_cores(names: list[str] | None) -> Cores:

@@ -68,7 +68,7 @@ async def _figures(
             figures = await _first_responses(arm, servers, cores, params["processes"], folder)
         else:
             job = {
-                "arm": arm.name,
+                "arm": arm.part,
                 "scenario": scenario.name,
                 "params": dict(params),
                 "servers": [{"address": s.address, "pid": s.pid} for s in servers],

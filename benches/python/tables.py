@@ -20,7 +20,7 @@ OTHERS_SHARE_MAX = 0.05
 # A wide table of more arms than this does not fit a screen.
 WIDE_ARMS_MAX = 3
 
-_VERDICTS = {True: "reached", False: "MISSED", None: ""}
+VERDICTS = {True: "reached", False: "MISSED", None: ""}
 
 
 def number(value: float) -> str:
@@ -41,7 +41,7 @@ def cell(found: Spread | None, failures: int = 0) -> str:
 def print_report(results: Sequence[Result], scenarios: Sequence[Scenario], arms: Sequence[str]) -> None:
     """Print the figures, what they took, what went wrong, and whether others disturbed."""
     rows = summarise(results, scenarios, arms)
-    if len(arms) > WIDE_ARMS_MAX:
+    if len(arms) > WIDE_ARMS_MAX or (len(arms) > 1 and REFERENCE not in arms):
         _print_blocks(rows, arms)
     else:
         print(f"\nmedian (least-most) of the repeats; ratio is {JUDGED} / {REFERENCE}\n")
@@ -63,13 +63,14 @@ def print_report(results: Sequence[Result], scenarios: Sequence[Scenario], arms:
 
 def _print_blocks(rows: Sequence[Row], arms: Sequence[str]) -> None:
     """Print a block for each scenario, with a table of arms for each of its metrics."""
-    print(f"\nmedian and least-most of the repeats; the ratio is {JUDGED} / arm")
+    print(f"\nmedian and least-most of the repeats; ratios are {JUDGED} / arm, of medians and of each repeat")
+    head = ["arm", "median", "least-most", "ratio", "ratio by repeat"]
     for name, metrics in groupby(rows, key=lambda row: row.scenario):
         print(f"\n\n{name}: {SCENARIOS[name].title}")
         for row in metrics:
             verdict = f"; aim {row.aim} {_verdict(row)}".rstrip() if row.aim else ""
             print(f"\n{row.metric}, {row.unit}{verdict}\n")
-            _print_table(["arm", "median", "least-most", "ratio"], _arm_cells(row, arms))
+            _print_table(head, _arm_cells(row, arms))
 
 
 def _arm_cells(row: Row, arms: Sequence[str]) -> list[list[str]]:
@@ -79,10 +80,11 @@ def _arm_cells(row: Row, arms: Sequence[str]) -> list[list[str]]:
         found, failures = row.arms.get(arm), row.failures.get(arm, 0)
         if found is None:
             if failures:
-                lines.append([arm, "failed", "", ""])
+                lines.append([arm, "failed", "", "", ""])
             continue
         failed = f", {failures} failed" if failures else ""
-        lines.append([arm, number(found.middle) + failed, _range(found), _ratio(row.ratios.get(arm))])
+        ratio, paired = _ratio(row.ratios.get(arm)), _paired(row.paired.get(arm))
+        lines.append([arm, number(found.middle) + failed, _range(found), ratio, paired])
     return lines
 
 
@@ -94,12 +96,19 @@ def _figure_cells(row: Row, arms: Sequence[str]) -> list[str]:
 
 def _verdict(row: Row) -> str:
     """Return whether the aim is reached, and by what."""
-    return "" if row.attained is None else f"{_VERDICTS[row.reached]} at {number(row.attained)}"
+    return "" if row.attained is None else f"{VERDICTS[row.reached]} at {number(row.attained)}"
 
 
 def _ratio(value: float | None) -> str:
     """Return a ratio, of which two digits after the point are worth reading."""
     return "" if value is None else f"{value:.2f}"
+
+
+def _paired(found: Spread | None) -> str:
+    """Return the spread of the ratios of each repeat."""
+    if found is None:
+        return ""
+    return f"{found.middle:.2f} ({found.least:.2f}-{found.most:.2f})"
 
 
 def _range(found: Spread) -> str:
