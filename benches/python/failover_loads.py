@@ -122,6 +122,7 @@ class Outcomes:
     """How calls ended, and how long those took that did."""
 
     router: headrace.Router
+    endpoint: str
     work_s: float
     done_ms: list[float] = field(default_factory=list)
     refused_ms: list[float] = field(default_factory=list)
@@ -130,7 +131,7 @@ class Outcomes:
         """Call once."""
         start_ns = time.monotonic_ns()
         try:
-            await self.router.call(self.work_s, endpoint="work")
+            await self.router.call(self.work_s, endpoint=self.endpoint)
             into = self.done_ms
         except headrace.Overloaded:
             into = self.refused_ms
@@ -141,10 +142,12 @@ async def overload(servers: Sequence[Server], params: Mapping[str, Any]) -> Figu
     """Find the most that the workers do, then ask for several times as much, whatever comes back."""
     async with headrace.Router([server.address for server in servers]) as router:
         await router.wait_for_instances(len(servers))
-        await _peak_per_s(Outcomes(router, params["work_s"]), params, params["warm_up_s"])
-        peak = await _peak_per_s(Outcomes(router, params["work_s"]), params, params["peak_s"])
+        warm_up, peak_time, outcomes = (
+            Outcomes(router, params["endpoint"], params["work_s"]) for _ in range(3)
+        )
+        await _peak_per_s(warm_up, params["callers"], params["warm_up_s"])
+        peak = await _peak_per_s(peak_time, params["callers"], params["peak_s"])
         before = router.stats()["retries_total"]
-        outcomes = Outcomes(router, params["work_s"])
         calls: list[asyncio.Task[None]] = []
         start = time.monotonic()
         while (passed_s := time.monotonic() - start) < params["overload_s"]:
@@ -166,7 +169,7 @@ async def overload(servers: Sequence[Server], params: Mapping[str, Any]) -> Figu
         }
 
 
-async def _peak_per_s(outcomes: Outcomes, params: Mapping[str, Any], seconds: float) -> float:
+async def _peak_per_s(outcomes: Outcomes, callers: int, seconds: float) -> float:
     """Return how many calls a second are done for callers that each have one in flight."""
     start = time.monotonic()
 
@@ -174,5 +177,5 @@ async def _peak_per_s(outcomes: Outcomes, params: Mapping[str, Any], seconds: fl
         while time.monotonic() - start < seconds:
             await outcomes.call()
 
-    await asyncio.gather(*(again_and_again() for _ in range(params["callers"])))
+    await asyncio.gather(*(again_and_again() for _ in range(callers)))
     return len(outcomes.done_ms) / (time.monotonic() - start)

@@ -8,6 +8,7 @@ import asyncio
 import json
 import os
 import sys
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -31,13 +32,20 @@ async def count(request: dict[str, Any]) -> AsyncIterator[int]:
 
 
 async def work(request: float) -> None:
-    """Be at work for so many seconds."""
+    """Be at work for so many seconds, elsewhere: the loop is free."""
     await asyncio.sleep(request)
+
+
+async def compute(request: float) -> None:
+    """Be at work for so many seconds on the loop, which does nothing else meanwhile."""
+    until = time.monotonic() + request
+    while time.monotonic() < until:
+        pass
 
 
 async def main(bounds: dict[str, int]) -> None:
     """Serve until told to stop."""
-    engines = {"count": count, "work": work}
+    engines = {"count": count, "work": work, "compute": compute}
     async with headrace.serve(
         engines, "127.0.0.1:0", **bounds, discovery=False, drain_timeout=DRAIN_TIMEOUT_S
     ) as worker:
