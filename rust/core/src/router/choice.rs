@@ -76,6 +76,14 @@ impl Call {
         Ok(picked.map(|index| found.swap_remove(index)))
     }
 
+    /// Chooses as every attempt does, and sends nothing; whether there was an instance. For the benchmark alone.
+    #[cfg(feature = "bench")]
+    #[doc(hidden)]
+    #[must_use]
+    pub fn chooses(&self) -> bool {
+        matches!(self.choose(), Ok(Some(_)))
+    }
+
     /// The better of two drawn at random, if both can be used: then nobody has to look at all the others.
     fn choose_of_two(&self, all: &[Arc<Instance>]) -> Option<Candidate> {
         if !self.tried.is_empty() || !self.instance.is_empty() || !self.affinity.is_empty() {
