@@ -79,6 +79,8 @@ struct State {
 #[derive(Debug)]
 pub(crate) struct Instance {
     address: Address,
+    /// The address as text, which calls and policies compare and see.
+    name: String,
     /// What hashing by affinity knows it by.
     seed: u64,
     state: Mutex<State>,
@@ -93,9 +95,11 @@ pub(crate) struct Instance {
 impl Instance {
     pub(super) fn new(listing: &Listing) -> Self {
         let Listing { address, instance_id, endpoints } = listing.clone();
+        let name = address.to_string();
         Self {
-            seed: affinity::seed(&address.to_string()),
+            seed: affinity::seed(&name),
             address,
+            name,
             state: Mutex::new(State { instance_id, endpoints, ..State::default() }),
             listed: watch::Sender::new(Listed::Yes),
             in_flight: AtomicUsize::new(0),
@@ -211,13 +215,13 @@ impl Instance {
 
     /// Whether it is this instance that a caller named, by id or by address.
     pub(super) fn is_named(&self, name: &str) -> bool {
-        self.state.lock().instance_id == name || self.address.to_string() == name
+        self.name == name || self.state.lock().instance_id == name
     }
 
     pub(super) fn info(&self) -> InstanceInfo {
         let state = self.state.lock();
         InstanceInfo {
-            address: self.address.to_string(),
+            address: self.name.clone(),
             instance_id: state.instance_id.clone(),
             state: match &state.link {
                 _ if state.removed_ms.is_some() => InstanceState::Tombstoned,
