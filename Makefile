@@ -83,6 +83,7 @@ test-python: $(STAMPS)/wheel-audit $(STAMPS)/test-packages test-rust
 check: $(STAMPS)/lint-packages $(STAMPS)/test-packages $(STAMPS)/wheel-audit
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --profile fast --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --profile fast -p headrace-benches --features routing --bench routing -- -D warnings
 	$(BIN)/python tests/tools/check_dependencies.py
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -3,7 +3,7 @@
 //! `cargo bench -p headrace-benches --features routing --bench routing`; criterion reports the time of one choice.
 //!
 //! The sketch that this checks: the better of two looks at two instances, whatever their number, and takes four
-//! uncontended locks, three looks at the clock and no allocation. The others look at every instance, one lock
+//! uncontended locks, two looks at the clock and no allocation. The others look at every instance, one lock
 //! for each, and allocate the list of candidates.
 
 #![allow(missing_docs, reason = "criterion's macros generate undocumented items")]
