@@ -1,9 +1,9 @@
-"""The report as text: one wide table for a few arms, a block for each scenario where there are more."""
+"""The report as text: one wide table for the arms that run by default, else a block for each scenario."""
 
 from collections.abc import Sequence
 from itertools import groupby
 
-from report import JUDGED, REFERENCE, Row, Spread, spread, summarise
+from report import BARE, JUDGED, REFERENCE, Row, Spread, spread, summarise
 from runs import Result
 from scenarios import SCENARIOS, Scenario
 
@@ -17,8 +17,8 @@ USED = (
 # From this share of the machine on, what others ran meanwhile is worth a warning.
 OTHERS_SHARE_MAX = 0.05
 
-# A wide table of more arms than this does not fit a screen.
-WIDE_ARMS_MAX = 3
+# A wide table has room for these arms, and for the one ratio that is of interest among them.
+WIDE_ARMS = frozenset({BARE, REFERENCE, JUDGED})
 
 VERDICTS = {True: "reached", False: "MISSED", None: ""}
 
@@ -41,7 +41,7 @@ def cell(found: Spread | None, failures: int = 0) -> str:
 def print_report(results: Sequence[Result], scenarios: Sequence[Scenario], arms: Sequence[str]) -> None:
     """Print the figures, what they took, what went wrong, and whether others disturbed."""
     rows = summarise(results, scenarios, arms)
-    if len(arms) > WIDE_ARMS_MAX or (len(arms) > 1 and REFERENCE not in arms):
+    if not WIDE_ARMS.issuperset(arms):
         _print_blocks(rows, arms)
     else:
         print(f"\nmedian (least-most) of the repeats; ratio is {JUDGED} / {REFERENCE}\n")
