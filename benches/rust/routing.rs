@@ -55,8 +55,7 @@ async fn connected(policy: Policy, count: usize) -> (Router, Vec<Worker>) {
         workers.push(Worker::bind(&address, engines, config, runtime.clone(), driver.clone()).await.unwrap());
     }
     let addresses: Vec<_> = workers.iter().map(|worker| worker.address().clone()).collect();
-    let mut config = RouterConfig::default();
-    config.policy = policy;
+    let config = RouterConfig { policy, ..RouterConfig::default() };
     let router = Router::new(&addresses, config, runtime, driver).unwrap();
     assert!(router.wait_for_instances(count, CONNECT_MAX).await, "{:?}", router.instances());
     (router, workers)
