@@ -9,7 +9,7 @@ STAMPS := $(VENV)/.stamps
 SOURCES := Cargo.toml Cargo.lock pyproject.toml README.md LICENSE \
 	$(shell find rust python -type f \( -name '*.rs' -o -name '*.py' -o -name '*.pyi' -o -name '*.toml' \))
 
-.PHONY: help demo test test-rust test-python check bench bench-peers bench-chart guard soak fuzz wheel wheel-abi3 clean
+.PHONY: help demo test test-rust test-model test-python check bench bench-peers bench-chart guard soak fuzz wheel wheel-abi3 clean
 
 help:
 	@echo "make demo    serve a real language model with two workers and stream from it"
@@ -69,12 +69,17 @@ wheel-abi3: $(STAMPS)/venv
 demo: $(STAMPS)/wheel-release $(STAMPS)/demo-packages
 	$(BIN)/python examples/demo.py $(DEMO_ARGS)
 
-test: test-rust test-python
+test: test-rust test-model test-python
 
 test-rust:
 	$(CARGO) test --profile fast --workspace --exclude headrace-py
 	$(CARGO) build --profile fast -p headrace --examples
 	$(CARGO) build --profile fast -p headrace-faults --bins
+
+# The lock and the parking of the batch coordinator are the model checker's there, hence the separate target.
+test-model:
+	RUSTFLAGS='--cfg headrace_model' CARGO_TARGET_DIR=target/model \
+		$(CARGO) test --profile fast -p headrace --test batch_model
 
 test-python: $(STAMPS)/wheel-audit $(STAMPS)/test-packages test-rust
 	HEADRACE_RUST_EXAMPLES=$(CURDIR)/target/fast/examples \

@@ -188,12 +188,14 @@ impl<const LINKS: usize> List<LINKS> {
     /// Takes out `index`, which must be in this list.
     pub(super) fn remove<T, P>(&mut self, slab: &mut Slab<T, P>, index: u32) {
         let Links { prev, next } = std::mem::replace(&mut slab[index].links[LINKS], UNLINKED);
-        if prev == NOWHERE {
-            self.head = next;
-        } else {
-            slab[prev].links[LINKS].next = next
+        match prev {
+            NOWHERE => self.head = next,
+            prev => slab[prev].links[LINKS].next = next,
         }
-        if next == NOWHERE { self.tail = prev } else { slab[next].links[LINKS].prev = prev }
+        match next {
+            NOWHERE => self.tail = prev,
+            next => slab[next].links[LINKS].prev = prev,
+        }
     }
 }
 
