@@ -131,12 +131,11 @@ impl<T: Send + 'static, P: Reply<T>> Coordinator<T, P> {
     }
 
     /// Parks the calling thread until a batch can be taken, without taking it; false when there will be none
-    /// any more. For workers that need something else first, such as a lease: items may join meanwhile.
+    /// any more. For workers that need something else first, such as a lease: items may join meanwhile. Who is
+    /// told true must then try to take, or call [`Self::wake_workers`]: until then nobody else is told.
     #[must_use]
     pub fn wait_ready(&self) -> bool {
-        let ready =
-            self.shared.park(|state, now_ns, decided| state.queue.look(now_ns, decided).then_some(()));
-        ready.is_some()
+        self.shared.wait_ready()
     }
 
     /// Wakes one parked thread if a batch can be taken; it wakes the next if there is another. What a
@@ -225,8 +224,9 @@ impl<T: Send + 'static, P: Reply<T>> Coordinator<T, P> {
 
     /// Does what the time says: for owners of a manual [`BatchClock`]. Otherwise the timer's thread does.
     pub fn tick(&self) {
-        let named = self.shared.tick();
-        debug_assert!(named.is_none() || !self.shared.clock.is_manual());
+        if let Some(at_ns) = self.shared.tick() {
+            self.shared.arm(at_ns);
+        }
     }
 
     /// A consistent snapshot.

@@ -133,12 +133,17 @@ impl<T: Send + 'static, P: Reply<T>> Shared<T, P> {
         todo
     }
 
+    /// Has the timer come at `at_ns`.
+    pub(super) fn arm(&self, at_ns: u64) {
+        timer::call_at(at_ns, Weak::clone(&self.me) as Weak<dyn Timed>);
+    }
+
     fn act(&self, todo: &Todo) {
         if todo.threads {
             self.work.notify_one();
         }
         if let Some(at_ns) = todo.arm_ns {
-            timer::call_at(at_ns, Weak::clone(&self.me) as Weak<dyn Timed>);
+            self.arm(at_ns);
         }
         if todo.quiet {
             self.done.notify_all();
@@ -205,6 +210,16 @@ impl<T: Send + 'static, P: Reply<T>> Shared<T, P> {
             self.act(&todo);
             tell_all(decided);
         }
+    }
+
+    /// Parks the calling thread until a batch can be taken; false when there will be none any more. Nobody
+    /// else is told of that batch until somebody has tried to take it.
+    pub(super) fn wait_ready(&self) -> bool {
+        let ready = self.park(|state, now_ns, decided| {
+            state.signalled = state.queue.look(now_ns, decided);
+            state.signalled.then_some(())
+        });
+        ready.is_some()
     }
 
     pub(super) fn wake_workers(&self) {

@@ -123,7 +123,12 @@ where
     me: Weak<Self>,
 }
 
-type Leased<T, R, E, L> = (WorkBatch<T, R, E>, L);
+/// A batch of what a worker `F` answers.
+type BatchOf<T, S, F> = WorkBatch<
+    T,
+    <F as BatchFunction<T, <S as LeaseSource>::Lease>>::Output,
+    <F as BatchFunction<T, <S as LeaseSource>::Lease>>::Error,
+>;
 
 type Started = Result<(), (u32, String)>;
 
@@ -250,12 +255,13 @@ where
 
     /// The next batch with its lease. The lease comes first: until there is one, items may join, leave and
     /// expire.
-    fn next(&self, worker: u32) -> Option<Leased<T, F::Output, F::Error, S::Lease>> {
+    fn next(&self, worker: u32) -> Option<(BatchOf<T, S, F>, S::Lease)> {
         while self.work.wait_ready() {
             let lease = match wait_for(self.leases.lease()) {
                 Ok(lease) => lease,
                 Err(error) => {
                     tracing::error!(worker, %error, "a batcher's worker gets no lease and ends");
+                    self.work.wake_workers();
                     return None;
                 }
             };

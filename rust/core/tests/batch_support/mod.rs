@@ -1,6 +1,8 @@
 //! A coordinator under a clock that is moved by hand, with replies that write down what they are told.
 
-#![allow(dead_code, reason = "each test uses a part of it")]
+#![allow(dead_code, unreachable_pub, missing_docs)]
+// Not inside a `#[test]`, so the lints take it for production code.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
