@@ -10,16 +10,16 @@
 
 use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use headrace::batch::{
     BatchClock, BatchConfig, Cause, Coordinator, Notice, Outcome, Reply, Taken, Terms, Ticket,
 };
-use shuttle::sync::{Condvar, Mutex};
+use shuttle::sync::{Condvar, Mutex, MutexGuard};
 use shuttle::{check_random, thread};
 
-const ORDERS: usize = 5_000;
+const ORDERS: usize = 20_000;
 const TIMEOUT: Duration = Duration::from_millis(10);
 
 /// How often each item was resolved.
@@ -30,15 +30,20 @@ struct Ledger {
 }
 
 impl Ledger {
+    /// A worker that panics answers for its batch while it unwinds, which is no reason to poison anything.
+    fn lock(&self) -> MutexGuard<'_, Vec<usize>> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn tell(&self, id: usize) {
-        self.told.lock().unwrap()[id] += 1;
+        self.lock()[id] += 1;
         self.more.notify_all();
     }
 
     fn wait_for(&self, id: usize) {
-        let mut told = self.told.lock().unwrap();
+        let mut told = self.lock();
         while told[id] == 0 {
-            told = self.more.wait(told).unwrap();
+            told = self.more.wait(told).unwrap_or_else(PoisonError::into_inner);
         }
     }
 }
@@ -76,7 +81,7 @@ impl Scene {
         let clock = BatchClock::manual();
         let work = Work::with_clock(config, clock.clone()).unwrap();
         let ledger = Arc::new(Ledger::default());
-        ledger.told.lock().unwrap().resize(items, 0);
+        ledger.lock().resize(items, 0);
         Self { work, clock, ledger }
     }
 
@@ -91,7 +96,7 @@ impl Scene {
 
     /// Everything has ended, once, and nothing is held.
     fn check(&self) {
-        assert!(self.ledger.told.lock().unwrap().iter().all(|&times| times == 1));
+        assert!(self.ledger.lock().iter().all(|&times| times == 1));
         let stats = self.work.stats();
         assert!(stats.is_conserved(), "{stats:?}");
         let held = (stats.queued, stats.dispatched, stats.abandoned, stats.in_flight);
@@ -101,7 +106,7 @@ impl Scene {
     /// All permits of the client are free: as many items as the cap are let in.
     fn check_permits(&self, cap: usize) {
         let sink = Arc::new(Ledger::default());
-        sink.told.lock().unwrap().resize(cap, 0);
+        sink.lock().resize(cap, 0);
         for id in 0..cap {
             assert!(self.work.submit(id, Told(id, Arc::clone(&sink)), CLIENT).is_ok(), "permit {id}");
         }

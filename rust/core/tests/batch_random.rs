@@ -329,7 +329,6 @@ impl Model {
             0 if batch.len() > 1 => {
                 let (first, second) = batch.split().expect("several items");
                 self.flights.extend([first, second]);
-                return;
             }
             1 => {
                 let ahead = self.random.usize(..places.len());
@@ -340,7 +339,6 @@ impl Model {
                 self.counts.completed += u64::from(waited_for);
                 self.items[places[ahead]].state = State::Gone;
                 self.flights.push(batch);
-                return;
             }
             2 => {
                 self.end_all(&places, true, |c| &mut c.failed);
