@@ -8,8 +8,8 @@ mod batch_support;
 
 use std::sync::{Arc, Mutex};
 
-use batch_support::{Bench, answer, config, ms};
-use headrace::batch::{BatchClock, BatchConfig, Coordinator, Outcome, Reply, Taken, Terms};
+use batch_support::{Bench, Told, answer, config, ms};
+use headrace::batch::{BatchClock, BatchConfig, Coordinator, Outcome, RejectReason, Reply, Taken, Terms};
 
 #[test]
 fn the_first_arrival_is_told_of_and_no_other_until_somebody_looks() {
@@ -68,6 +68,29 @@ fn room_is_told_of_once_and_only_to_those_who_were_refused() {
     assert_eq!(bench.heard.take(), ["room"]);
     bench.coordinator.cancel(tickets[1]);
     assert_eq!(bench.heard.take(), [""; 0]);
+}
+
+#[test]
+fn who_offers_is_told_of_room_and_counts_once_it_is_admitted() {
+    let bench = Bench::new(BatchConfig { queue_capacity: Some(4), max_cost: Some(9), ..config() });
+    bench.submit_all(0..4);
+    bench.heard.take();
+    let offer = |id, terms| {
+        let reply = Told { id, log: bench.log.clone() };
+        bench.coordinator.offer(id, reply, terms).map_err(|refused| refused.reason)
+    };
+    offer(4, Terms::default()).unwrap_err();
+    let stats = bench.coordinator.stats();
+    assert_eq!((stats.submitted, stats.rejected.total()), (4, 0));
+    answer(bench.take());
+    assert_eq!(bench.heard.take(), ["room"]);
+    offer(4, Terms::default()).unwrap();
+    // What can never be admitted is refused like any other.
+    let never = offer(5, Terms { cost: 10, ..Terms::default() }).unwrap_err();
+    assert_eq!(never, RejectReason::TooLarge { cost: 10, max_cost: 9 });
+    let stats = bench.coordinator.stats();
+    assert_eq!((stats.submitted, stats.rejected.total()), (6, 1));
+    assert!(stats.is_conserved());
 }
 
 #[test]

@@ -72,10 +72,22 @@ impl<T: Send + 'static, P: Reply<T>> Coordinator<T, P> {
     /// # Errors
     /// The item and its reply, which has not been called, with the reason.
     pub fn submit(&self, item: T, reply: P, terms: Terms) -> Result<Ticket, Refused<T, P>> {
-        let asked = self.asked(&terms);
+        self.admit(item, reply, &self.asked(&terms))
+    }
+
+    /// The same for whoever submits again when there is room ([`Notice::room`]): a refusal that passes counts
+    /// neither as submitted nor as rejected.
+    ///
+    /// # Errors
+    /// As [`Self::submit`].
+    pub fn offer(&self, item: T, reply: P, terms: Terms) -> Result<Ticket, Refused<T, P>> {
+        self.admit(item, reply, &Asked { waits_for_room: true, ..self.asked(&terms) })
+    }
+
+    fn admit(&self, item: T, reply: P, asked: &Asked) -> Result<Ticket, Refused<T, P>> {
         let now_ns = self.shared.clock.now_ns();
         let mut state = self.shared.lock();
-        match state.queue.push(item, reply, &asked, now_ns) {
+        match state.queue.push(item, reply, asked, now_ns) {
             Ok(ticket) => {
                 self.shared.follow(state, Cause::Arrival, Vec::new());
                 Ok(ticket)
@@ -258,6 +270,7 @@ impl<T: Send + 'static, P: Reply<T>> Coordinator<T, P> {
             priority: terms.priority,
             timeout: bound(terms.timeout),
             response: bound(terms.response_timeout),
+            waits_for_room: false,
         }
     }
 }

@@ -172,8 +172,17 @@ impl<T: Send + 'static, R: Send + 'static, E: Send + Sync + 'static> Batcher<T, 
     /// # Errors
     /// The item with the reason, if it is not admitted.
     pub fn submit_with(&self, item: T, terms: Terms) -> Result<Submission<T, R, E>, NotAdmitted<T, R, E>> {
+        self.submit_by(item, terms, Work::submit)
+    }
+
+    fn submit_by(
+        &self,
+        item: T,
+        terms: Terms,
+        submit: impl FnOnce(&Work<T, R, E>, T, Waiting<R, E>, Terms) -> Result<Ticket, NotAdmitted<T, R, E>>,
+    ) -> Result<Submission<T, R, E>, NotAdmitted<T, R, E>> {
         let (sender, receiver) = oneshot::channel();
-        let ticket = self.work.submit(item, Waiting(sender), terms)?;
+        let ticket = submit(&self.work, item, Waiting(sender), terms)?;
         Ok(Submission { work: self.work.clone(), ticket, receiver, done: false })
     }
 
@@ -207,7 +216,7 @@ impl<T: Send + 'static, R: Send + 'static, E: Send + Sync + 'static> Batcher<T, 
             let mut room = pin!(self.ears.room.notified());
             // Room that is made between the refusal and the wait counts.
             room.as_mut().enable();
-            match self.submit_with(item, terms) {
+            match self.submit_by(item, terms, Work::offer) {
                 Ok(submission) => return Ok(submission),
                 Err(refused) if refused.reason.passes() => item = refused.item,
                 Err(refused) => return Err(rejected(&refused)),

@@ -37,6 +37,8 @@ pub(super) struct Asked {
     pub(super) priority: usize,
     pub(super) timeout: Bound,
     pub(super) response: Bound,
+    /// Who finds no room comes again: that counts neither as submitted nor as rejected.
+    pub(super) waits_for_room: bool,
 }
 
 /// How an item ended, other than by an answer.
@@ -144,7 +146,7 @@ impl<T, P> Queue<T, P> {
             Bound::Until(until_ns) => until_ns,
         };
         if let Err(reason) = self.admit(asked, until_ns, now_ns) {
-            self.refuse(&reason);
+            self.refuse(&reason, asked.waits_for_room);
             return Err((item, reply, reason));
         }
         if let Some(client) = asked.client {
@@ -215,7 +217,14 @@ impl<T, P> Queue<T, P> {
         Ok(())
     }
 
-    fn refuse(&mut self, reason: &RejectReason) {
+    fn refuse(&mut self, reason: &RejectReason, waits_for_room: bool) {
+        if reason.passes() {
+            (self.wants_room, self.made_room) = (true, false);
+            if waits_for_room {
+                self.stats.submitted -= 1;
+                return;
+            }
+        }
         let rejected = &mut self.stats.rejected;
         let count = match reason {
             RejectReason::QueueFull { .. } => &mut rejected.queue_full,
@@ -227,9 +236,6 @@ impl<T, P> Queue<T, P> {
             RejectReason::Expired => &mut rejected.expired,
         };
         *count += 1;
-        if reason.passes() {
-            (self.wants_room, self.made_room) = (true, false);
-        }
     }
 
     /// Counts an item that never came here.

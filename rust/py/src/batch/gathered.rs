@@ -122,7 +122,6 @@ impl Gathered {
     }
 
     /// The next item of the source: an error without one ends the feeding, `None` is an item that was refused.
-    #[expect(clippy::type_complexity, reason = "used in one place")]
     fn next_item(&self, source: &mut Bound<'_, PyIterator>) -> Option<Result<Item, Option<PyErr>>> {
         match source.next() {
             None => Some(Err(None)),

@@ -126,8 +126,16 @@ impl Core {
             Waits::Stream(stream) => Some(Python::attach(|py| stream.clone_ref(py))),
             Waits::One(_) | Waits::Part(..) | Waits::Thread(_) => None,
         };
+        // A map comes again when there is room.
+        let comes_again = matches!(waits, Waits::Part(..));
         let reply = Reply { core: Arc::clone(self), waits, numbered };
-        self.coordinator.submit(Thing { object, stream }, reply, terms).map_err(Box::new)
+        let thing = Thing { object, stream };
+        let submitted = if comes_again {
+            self.coordinator.offer(thing, reply, terms)
+        } else {
+            self.coordinator.submit(thing, reply, terms)
+        };
+        submitted.map_err(Box::new)
     }
 
     /// What the caller of an item is told that was refused for good.

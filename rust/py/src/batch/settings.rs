@@ -24,7 +24,6 @@ impl BatchSettings {
         queue_capacity, queue_cost, max_in_flight_per_client, timeout, response_timeout, predictive_expiry,
         priorities, aging, isolate_failures, startup_timeout, callback_timeout, name))]
     #[expect(clippy::too_many_arguments, reason = "they mirror the keywords of `Batcher`")]
-    #[expect(clippy::fn_params_excessive_bools, reason = "they mirror the keywords of `Batcher`")]
     fn new(
         max_batch_size: &Bound<'_, PyAny>,
         max_latency: f64,
