@@ -127,7 +127,7 @@ impl Sink {
     }
 
     /// Pushes the last item and ends the stream.
-    fn finish_with(&self, object: &Bound<'_, PyAny>) -> PyResult<()> {
+    pub(crate) fn finish_with(&self, object: &Bound<'_, PyAny>) -> PyResult<()> {
         let py = object.py();
         let encoded = self.pushing.codec.get().encode(object)?;
         let bytes = encoded.bytes.as_bytes();
@@ -173,7 +173,7 @@ impl Sink {
     }
 
     /// Takes the engine's task; it is cancelled at once if nobody wants the answer any more.
-    fn bind(slf: &Bound<'_, Self>, task: Py<PyAny>) -> PyResult<()> {
+    pub(crate) fn bind(slf: &Bound<'_, Self>, task: Py<PyAny>) -> PyResult<()> {
         let this = slf.get();
         *this.task.lock() = Some((task, false));
         if this.shared.control.is_killed() { Self::cancel_task(slf) } else { Ok(()) }

@@ -15,12 +15,13 @@ use super::gathered::Gathered;
 use super::reply::{Numbered, Reply, Thing, Waits, read};
 use super::settings::BatchSettings;
 use super::stream::BatchStream;
-use super::submission::Submission;
+use super::submission::{Answering, Submission};
 use super::taken::BatchTaken;
 use crate::bridge::loop_hub::LoopHub;
 use crate::errors::batch_error;
 use crate::router::whole;
 use crate::runtime::check_fork;
+use crate::sink::Sink;
 
 /// What a submitter says of its items.
 #[derive(Debug, Default)]
@@ -231,6 +232,28 @@ impl BatchQueue {
         submission.get().admitted(ticket);
         self.0.hub.settle(py)?;
         Ok(submission)
+    }
+
+    /// Submits a request as an item, whose answer answers it: no task, nobody awaits it. `failed(sink, error)`
+    /// is called with what there is instead of an answer. Cancelling the request cancels the item.
+    #[pyo3(signature = (request, sink, failed, **terms))]
+    fn serve(
+        &self,
+        py: Python<'_>,
+        request: Bound<'_, PyAny>,
+        sink: &Bound<'_, Sink>,
+        failed: Py<PyAny>,
+        terms: Option<&Bound<'_, PyDict>>,
+    ) -> PyResult<()> {
+        self.check(py)?;
+        let item = self.0.item(request, &Asked::of(terms)?)?;
+        let answering = Answering { sink: sink.clone().unbind(), failed };
+        let submission = Bound::new(py, Submission::answering(&self.0, answering))?;
+        let submitted = self.0.submit_item(item, Waits::One(submission.clone().unbind()));
+        let ticket = submitted.map_err(|refused| self.0.refusal(py, &refused))?;
+        submission.get().admitted(ticket);
+        Sink::bind(sink, submission.into_any().unbind())?;
+        self.0.hub.settle(py)
     }
 
     /// An item's answer, waited for on the calling thread, which is not the loop's.

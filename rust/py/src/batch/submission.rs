@@ -13,6 +13,7 @@ use crate::bridge::waiter::{Waiter, already_awaited};
 use crate::ffi::raise_stop_iteration;
 use crate::response::thrown;
 use crate::runtime::check_fork;
+use crate::sink::Sink;
 
 #[derive(Debug, Default)]
 struct State {
@@ -21,6 +22,26 @@ struct State {
     /// An item that its function did not take, for the loop to drop.
     item: Option<Thing>,
     parking: Option<Parking>,
+    answering: Option<Answering>,
+}
+
+/// A request that the item is the answer to: nobody awaits it here.
+#[derive(Debug)]
+pub(super) struct Answering {
+    pub(super) sink: Py<Sink>,
+    /// `(sink, error)`: tells the caller why there is no answer.
+    pub(super) failed: Py<PyAny>,
+}
+
+impl Answering {
+    /// Answers the request.
+    fn answer(self, py: Python<'_>, ended: &Ended) -> PyResult<()> {
+        let answered = read(py, ended).and_then(|value| self.sink.get().finish_with(value.bind(py)));
+        match answered {
+            Err(error) => self.failed.call1(py, (self.sink, error.into_value(py))).map(drop),
+            Ok(()) => Ok(()),
+        }
+    }
 }
 
 /// One item's answer. `await` gives it or raises what became of the item; whoever waits and is cancelled
@@ -37,6 +58,12 @@ impl Submission {
         Self { core: Arc::clone(core), state: Mutex::default() }
     }
 
+    /// The answer of a request, which has no other.
+    pub(super) fn answering(core: &Arc<Core>, answering: Answering) -> Self {
+        let state = State { answering: Some(answering), ..State::default() };
+        Self { core: Arc::clone(core), state: Mutex::new(state) }
+    }
+
     pub(super) fn admitted(&self, ticket: Ticket) {
         self.state.lock().ticket = Some(ticket);
     }
@@ -49,11 +76,15 @@ impl Submission {
 
     /// On the loop's thread, after it was settled.
     pub(super) fn wake(&self, py: Python<'_>) -> PyResult<()> {
-        let (item, waiter) = {
+        let (item, waiter, answers) = {
             let mut state = self.state.lock();
-            (state.item.take(), state.parking.as_ref().map(|parking| parking.waiter(py)))
+            let answers = state.answering.take().map(|answering| (answering, state.ended.take()));
+            (state.item.take(), state.parking.as_ref().map(|parking| parking.waiter(py)), answers)
         };
         drop(item);
+        if let Some((answering, Some(ended))) = answers {
+            return answering.answer(py, &ended);
+        }
         waiter.map_or(Ok(()), |waiter| Waiter::complete(waiter.bind(py)))
     }
 
@@ -127,6 +158,10 @@ impl Submission {
     fn cancel(&self, py: Python<'_>) -> PyResult<bool> {
         self.cancel_item(py)
     }
+
+    /// For a request's sink, which takes it for the task of an engine: its end is told to the sink anyway.
+    #[expect(clippy::unused_self, reason = "a method of tasks")]
+    fn add_done_callback(&self, _callback: &Bound<'_, PyAny>) {}
 
     /// Whether it has been answered, or otherwise ended.
     fn done(&self) -> bool {
