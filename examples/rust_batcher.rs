@@ -1,6 +1,6 @@
 //! A batcher in Rust: many callers submit one number each, one function gets them thirty-two at a time.
-//! `rust_batcher [CALLERS]` shows what that saves when a batch costs as much as an item does, and more
-//! the larger it is: about two milliseconds and ten microseconds for each item, as an accelerator might.
+//! `rust_batcher [CALLERS]` shows what that saves when a call costs two milliseconds, and ten microseconds more
+//! for each item, as an accelerator's might.
 
 use std::convert::Infallible;
 use std::error::Error;
