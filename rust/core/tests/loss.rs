@@ -7,15 +7,21 @@ mod support;
 
 use std::future::Future;
 use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use headrace::link::{Driver, Link, TokioDriver};
 use headrace::wire::body::{Goaway, GoawayReason};
 use headrace::wire::kind::Kind;
 use headrace::wire::outbound::Finish;
-use headrace::{CallErrorKind, InstanceState, Phase, Router, RouterConfig, WorkerConfig, budget};
+use headrace::{CallErrorKind, InstanceState, Phase, Router, RouterConfig, Worker, WorkerConfig, budget};
 use support::raw::{Raw, listen};
-use support::{Net, Running, collect, eventually, guard, options, router_to, turn, worker, worker_at};
+use support::{
+    Net, Running, collect, eventually, guard, local, options, router_to, script, turn, worker, worker_at,
+};
+use tokio::runtime::Handle;
 
 const LONG: Duration = Duration::from_secs(10);
 
@@ -315,4 +321,57 @@ async fn a_link_that_breaks_at_once_is_retried_with_growing_pauses() {
     })
     .await;
     assert!((2..=10).contains(&greeted), "{greeted} connections in 0.7 s");
+}
+
+/// Reads and flushes its links, and is held up as it begins with one.
+#[derive(Debug)]
+struct Slow {
+    tokio: TokioDriver,
+    held: AtomicBool,
+}
+
+impl Driver for Slow {
+    fn attach(&self, link: Arc<Link>) {
+        self.tokio.attach(link);
+        let began = Instant::now();
+        // The runtime's other tasks go on meanwhile. Longer than the test waits for anything.
+        tokio::task::block_in_place(|| {
+            while self.held.load(Ordering::Acquire) && began.elapsed() < 6 * LONG {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+    }
+
+    fn flush_soon(&self, link: &Arc<Link>) {
+        let link = Arc::clone(link);
+        Handle::current().spawn(async move { link.flush() });
+    }
+
+    fn turns(&self) -> Option<u64> {
+        None
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn a_worker_that_closes_ends_the_streams_of_a_link_that_has_only_just_started() {
+    let _turn = turn().await;
+    let running = Running::default();
+    let held = AtomicBool::new(true);
+    let slow = Arc::new(Slow { tokio: TokioDriver::new(Handle::current()), held });
+    let engines = vec![("script".to_owned(), script(&running))];
+    let driver: Arc<dyn Driver> = Arc::clone(&slow) as _;
+    let config = WorkerConfig::default();
+    let worker = Worker::bind(&local(), engines, config, Handle::current(), driver).await.unwrap();
+    let router = router_to(&[worker.address()], RouterConfig::default());
+    // The thread that started the link is held up, and its peer calls meanwhile.
+    let mut stream = guard("the call", router.call(options("1 1 hang"))).await.unwrap();
+    guard("the item", stream.next()).await.unwrap().unwrap();
+    worker.close();
+    let error = guard("the end", stream.next()).await.unwrap().unwrap_err();
+    slow.held.store(false, Ordering::Release);
+    assert!(
+        matches!(&error.kind, CallErrorKind::Disconnected { reason, .. } if reason == "shutdown"),
+        "{error}"
+    );
+    eventually("no engine runs", || running.now() == 0).await;
 }

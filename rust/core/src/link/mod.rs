@@ -160,7 +160,8 @@ pub(crate) struct Outgoing<'a> {
 }
 
 impl Link {
-    /// Starts a link over a connection whose handshake is done.
+    /// Starts a link over a connection whose handshake is done. `known` is given it before anything happens
+    /// on it, so that its owner finds it whatever its peer has it do.
     pub(crate) fn start(
         greeting: Greeting,
         owner: Arc<dyn Owner>,
@@ -168,6 +169,7 @@ impl Link {
         ticker: &Ticker,
         liveness: Liveness,
         local: &Local,
+        known: impl FnOnce(&Arc<Self>),
     ) -> Arc<Self> {
         let Greeting { socket, peer, decoder, mut out, rest } = greeting;
         let message_max = local.message_max.min(peer.message_max as usize);
@@ -197,6 +199,7 @@ impl Link {
             closed: watch::Sender::new(false),
             close_reason: OnceLock::new(),
         });
+        known(&link);
         link.feed(&rest);
         link.driver.attach(Arc::clone(&link));
         ticker.runtime().spawn(keeper::keep(Arc::clone(&link)));

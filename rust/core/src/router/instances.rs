@@ -442,8 +442,8 @@ fn start_link(instance: &Arc<Instance>, shared: &Arc<Shared>, greeting: Greeting
     });
     instance.greeted(greeting.peer());
     let driver = Arc::clone(&shared.driver);
-    let link =
-        Link::start(greeting, session, driver, &shared.ticker, shared.config.liveness(), &shared.local);
+    let liveness = shared.config.liveness();
+    let link = Link::start(greeting, session, driver, &shared.ticker, liveness, &shared.local, |_| {});
     instance.set_up(Arc::clone(&link));
     if shared.is_closed() {
         link.close("the router was closed");

@@ -245,8 +245,8 @@ impl Checker {
         let liveness = shared.config.liveness();
         let session = Arc::new(Session::of_checks(Arc::clone(shared)));
         let driver = Arc::new(TokioDriver::new(self.runtime.clone()));
-        Link::start(far, session, Arc::clone(&self.driver), &shared.ticker, liveness, &worker);
-        Ok(Loopback(Link::start(near, Arc::new(Prober), driver, &shared.ticker, liveness, &router)))
+        Link::start(far, session, Arc::clone(&self.driver), &shared.ticker, liveness, &worker, |_| {});
+        Ok(Loopback(Link::start(near, Arc::new(Prober), driver, &shared.ticker, liveness, &router, |_| {})))
     }
 }
 

@@ -133,8 +133,9 @@ async fn accept_forever(bound: Bound, shared: Arc<Shared>, runtime: Handle, driv
                 Ok(greeting) => {
                     let session = Arc::new(Session::of_router(Arc::clone(&shared)));
                     let liveness = shared.config.liveness();
-                    let link = Link::start(greeting, session, driver, &shared.ticker, liveness, &local);
-                    shared.add_link(link);
+                    let list = |link: &Arc<Link>| shared.list_link(link);
+                    let link = Link::start(greeting, session, driver, &shared.ticker, liveness, &local, list);
+                    shared.started(&link);
                 }
                 Err(error) => tracing::debug!(%error, "a connection was refused"),
             }

@@ -305,14 +305,19 @@ impl Shared {
         }
     }
 
-    /// Adds a greeted link; a draining worker says so at once.
-    fn add_link(&self, link: Arc<Link>) {
-        self.links.lock().push(Arc::clone(&link));
+    /// Takes charge of a greeted link, on which nothing has happened: whoever closes the worker from here on
+    /// ends what its peer begins.
+    fn list_link(&self, link: &Arc<Link>) {
+        self.links.lock().push(Arc::clone(link));
+    }
+
+    /// A link has started; a draining worker says so at once.
+    fn started(&self, link: &Arc<Link>) {
         // Looked at after the link is listed, so that either the drain's round or this sees the other.
         if self.is_draining() {
             link.announce_drain(&self.status());
         } else if !self.status().ready {
-            self.tell_status(&link);
+            self.tell_status(link);
         }
         if self.closing.load(Ordering::Acquire) {
             link.close_with(GoawayReason::Closed, SHUT_DOWN);
