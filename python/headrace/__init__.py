@@ -1,13 +1,20 @@
 """Headrace: call a Python engine in another process from asyncio and read its answers as a stream."""
 
+from headrace._batch.batch import DONE, SKIP, Batch, Ticket
+from headrace._batch.figures import BatchStats, Histogram
 from headrace._headrace import Call, Context, RequestStream, ResponseStream, UnaryCall, __version__
 from headrace._running import run
+from headrace.batcher import Batcher, batched
 from headrace.errors import (
     AuthenticationError,
+    BatchError,
+    BatchFailed,
     CannotConnect,
+    Closed,
     DeadlineExceeded,
     Disconnected,
     EngineError,
+    Expired,
     ForkError,
     HeadraceError,
     ItemTimeout,
@@ -17,8 +24,14 @@ from headrace.errors import (
     Overloaded,
     PayloadTooLarge,
     ProtocolError,
+    Rejected,
+    ResponseTimeout,
     SlowConsumer,
+    StartupError,
+    StartupTimeout,
     VersionMismatch,
+    WorkerLost,
+    WrongResultCount,
 )
 from headrace.router import Instance, Router
 from headrace.worker import Worker, serve
@@ -34,6 +47,14 @@ __all__ = [
     "ResponseStream",
     "Context",
     "RequestStream",
+    "Batcher",
+    "batched",
+    "Batch",
+    "BatchStats",
+    "Histogram",
+    "Ticket",
+    "DONE",
+    "SKIP",
     "HeadraceError",
     "CannotConnect",
     "Disconnected",
@@ -50,5 +71,15 @@ __all__ = [
     "AuthenticationError",
     "EngineError",
     "ForkError",
+    "BatchError",
+    "Rejected",
+    "Expired",
+    "ResponseTimeout",
+    "BatchFailed",
+    "WrongResultCount",
+    "WorkerLost",
+    "Closed",
+    "StartupError",
+    "StartupTimeout",
     "__version__",
 ]

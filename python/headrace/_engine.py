@@ -19,7 +19,9 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaita
 from typing import Any, cast
 
 from headrace import errors
+from headrace._batch.engine import BatchEngine
 from headrace._headrace import Context, RequestStream, Sink
+from headrace.batcher import Batcher
 from headrace.codec import Unencodable, encode_item
 
 Start = Callable[[Any, Sink], None]
@@ -35,11 +37,14 @@ _THREADS_MAX = 32
 
 
 def engine_name(engine: object) -> str:
-    """The endpoint name of an engine that is given without one: its ``__name__``, or its class's.
+    """The endpoint name of an engine that is given without one: its ``__name__``, or its class's; a batcher's
+    is its own.
 
     Raises:
         ValueError: it has no usable name, as a lambda.
     """
+    if isinstance(engine, Batcher):
+        return cast("Batcher[Any, Any]", engine).name
     name = getattr(engine, "__name__", None) or type(engine).__name__
     if name == "<lambda>":
         raise ValueError('a lambda has no name; serve it as {"endpoint": engine}')
@@ -47,12 +52,14 @@ def engine_name(engine: object) -> str:
 
 
 def resolve(engine: Any) -> Callable[..., Any]:
-    """The function behind an engine: itself, or the ``generate`` of an object or class.
+    """The function behind an engine: itself, the ``generate`` of an object or class, or what asks a batcher.
 
     Raises:
         TypeError: it is neither callable nor has a ``generate`` method.
     """
-    if inspect.isclass(engine):
+    if isinstance(engine, Batcher):
+        engine = BatchEngine(cast("Batcher[Any, Any]", engine))
+    elif inspect.isclass(engine):
         engine = cast("Any", engine)()
     generate = getattr(engine, "generate", None)
     if callable(generate):
@@ -118,8 +125,8 @@ class Runner:
     """Runs one engine.
 
     Args:
-        engine: a coroutine, function, generator or asynchronous generator function, or an object or class
-            with a ``generate`` method of such a kind.
+        engine: a coroutine, function, generator or asynchronous generator function, an object or class with
+            a ``generate`` method of such a kind, or a batcher.
         threads: threads for a synchronous engine; more than one only ever run when requests overlap.
         expose_tracebacks: whether callers are told the engine's traceback.
 
@@ -135,6 +142,8 @@ class Runner:
 
     def __init__(self, engine: Any, threads: int, *, expose_tracebacks: bool = False) -> None:
         self._function = resolve(engine)
+        owner = getattr(self._function, "__self__", None)
+        self._batch_engine = owner if isinstance(owner, BatchEngine) else None
         # A class was instantiated, and only its instance may have it.
         self.health_check = getattr(getattr(self._function, "__self__", engine), "health_check", None)
         self._takes_context = takes_context(self._function)
@@ -174,6 +183,15 @@ class Runner:
         self._create_task = loop.create_task
         self._context = contextvars.copy_context()
 
+    async def prepare(self) -> None:
+        """Start what has to be started before the first request: a batcher.
+
+        Raises:
+            StartupError: it did not start.
+        """
+        if self._batch_engine is not None:
+            await self._batch_engine.start()
+
     def start(self, request: Any, sink: Sink) -> None:
         """Begin to answer a request, on the loop of :meth:`attach`."""
         if self._threads is not None:
@@ -183,10 +201,12 @@ class Runner:
         # has ended, keeps this one through what it is bound to.
         sink.bind(self._create_task(self._run(request, sink), context=self._context.copy()))
 
-    def close(self) -> None:
-        """Let the engine's threads end once they have nothing to do."""
+    async def close(self) -> None:
+        """Let the engine's threads end once they have nothing to do, and stop a batcher."""
         if self._threads is not None:
             self._threads.close()
+        if self._batch_engine is not None:
+            await self._batch_engine.stop()
 
     def _call(self, request: Any, sink: Sink) -> Any:
         return self._function(request, sink.context()) if self._takes_context else self._function(request)

@@ -206,6 +206,174 @@ class ForkError(HeadraceError, RuntimeError):
     """Headrace was used in a process that was forked after it had started."""
 
 
+class BatchError(HeadraceError):
+    """Base of what a :class:`~headrace.Batcher` tells those who submit. Each caller gets an instance of their
+    own.
+    """
+
+
+class Rejected(BatchError):
+    """The item was not admitted; the function has not seen it.
+
+    What to do depends on :attr:`reason`: for ``queue_full``, ``queue_cost`` and ``client_cap`` submit it
+    again later, or tell whoever asked to come back; the others will not pass by waiting.
+
+    Attributes:
+        reason: ``"queue_full"`` (``queue_capacity``), ``"queue_cost"``, ``"client_cap"``
+            (``max_in_flight_per_client``), ``"too_large"`` (``max_cost``), ``"invalid"`` (its ``key`` or
+            ``cost`` function raised, which is the cause, or its priority does not exist), ``"expired"`` (it
+            had no time left).
+        retry_after: seconds after which there is likely to be room; ``None`` when that is not known, or does
+            not help.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        reason: str = "",
+        retry_after: float | None = None,
+        **call: Unpack[CallFacts],
+    ) -> None:
+        super().__init__(message, **call)
+        self.reason = reason
+        self.retry_after = retry_after
+
+
+class Expired(BatchError, TimeoutError):
+    """The item's time was over, or could not be kept any more, while it waited; the function has not seen it.
+
+    Raise ``timeout``, add ``workers``, or lower ``queue_capacity`` so that callers are refused sooner.
+
+    Attributes:
+        waited: seconds that it waited.
+        predicted: whether the deadline was still ahead, but would have been missed (``predictive_expiry``).
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        waited: float = 0.0,
+        predicted: bool = False,
+        **call: Unpack[CallFacts],
+    ) -> None:
+        super().__init__(message, **call)
+        self.waited = waited
+        self.predicted = predicted
+
+
+class ResponseTimeout(BatchError, TimeoutError):
+    """The item's time was over while the function had it, which may still finish it.
+
+    Raise the setting that :attr:`limit` names, or see why the function takes so long.
+
+    Attributes:
+        waited: seconds that it waited for the function.
+        ran: seconds that the function has had it.
+        limit: the setting: ``"timeout"`` or ``"response_timeout"``.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        waited: float = 0.0,
+        ran: float = 0.0,
+        limit: str = "timeout",
+        **call: Unpack[CallFacts],
+    ) -> None:
+        super().__init__(message, **call)
+        self.waited = waited
+        self.ran = ran
+        self.limit = limit
+
+
+class BatchFailed(BatchError):
+    """The function raised, which failed its whole batch. ``__cause__`` is what it raised.
+
+    A function that returns an exception in an item's slot fails that item alone; ``isolate_failures=True``
+    finds the item that makes the others fail.
+
+    Attributes:
+        size: items of the batch.
+    """
+
+    def __init__(self, message: str = "", *, size: int = 0, **call: Unpack[CallFacts]) -> None:
+        super().__init__(message, **call)
+        self.size = size
+
+
+class WrongResultCount(BatchError):
+    """The function answered its batch with more or fewer results than the batch had items. Correct it.
+
+    Attributes:
+        expected: items of the batch.
+        actual: results.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        expected: int = 0,
+        actual: int = 0,
+        **call: Unpack[CallFacts],
+    ) -> None:
+        super().__init__(message, **call)
+        self.expected = expected
+        self.actual = actual
+
+
+class WorkerLost(BatchError):
+    """The worker that had the item was given up. The function may have run, or may still run.
+
+    Attributes:
+        ran: seconds that the function has had the item.
+        hung: whether it had not returned within ``callback_timeout``; else the batcher was closed meanwhile.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        ran: float = 0.0,
+        hung: bool = False,
+        **call: Unpack[CallFacts],
+    ) -> None:
+        super().__init__(message, **call)
+        self.ran = ran
+        self.hung = hung
+
+
+class Closed(BatchError):
+    """The batcher is closed, or was closed while the item waited; the function has not seen it. ``drain`` lets
+    what waits run.
+    """
+
+
+class StartupError(BatchError):
+    """A worker of the batcher did not start. ``__cause__`` is what ``on_start`` or ``warmup`` raised.
+
+    Attributes:
+        worker: the worker's number; ``None`` when it is not about one.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        worker: int | None = None,
+        **call: Unpack[CallFacts],
+    ) -> None:
+        super().__init__(message, **call)
+        self.worker = worker
+
+
+class StartupTimeout(StartupError, TimeoutError):
+    """The workers did not start within ``startup_timeout``. Raise it, or see why they take so long."""
+
+
 class StreamKilled(Exception):
     """Inside a worker: nobody wants the engine's answer any more. Callers never see it."""
 
@@ -227,4 +395,14 @@ __all__ = [
     "AuthenticationError",
     "EngineError",
     "ForkError",
+    "BatchError",
+    "Rejected",
+    "Expired",
+    "ResponseTimeout",
+    "BatchFailed",
+    "WrongResultCount",
+    "WorkerLost",
+    "Closed",
+    "StartupError",
+    "StartupTimeout",
 ]

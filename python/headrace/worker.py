@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import warnings
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self, cast
 
@@ -63,20 +63,16 @@ class Worker:
                 left then end with ``Disconnected(reason="shutdown")`` at their callers.
         """
         await self._native.drain(timeout)
-        self._close_runners()
+        await _close(self._runners)
 
     async def aclose(self) -> None:
         """Close at once. Requests in flight end with ``Disconnected(reason="shutdown")``."""
         self._native.close()
-        self._close_runners()
+        await _close(self._runners)
 
     async def wait_closed(self) -> None:
         """Wait until the worker is closed by :meth:`drain` or :meth:`aclose`."""
         await self._native.wait_closed()
-
-    def _close_runners(self) -> None:
-        for runner in self._runners:
-            runner.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -148,7 +144,8 @@ def serve(
             takes a context reads request streams as ``ctx.requests``; one whose first parameter is
             annotated as an ``AsyncIterator`` is given the stream as its request. Or a dictionary of endpoint
             names and engines; a single engine's endpoint is its ``__name__``. Synchronous engines run on
-            threads of their own, several at once when requests overlap; ``concurrency=1`` prevents that.
+            threads of their own, several at once when requests overlap; ``concurrency=1`` prevents that. A
+            :class:`Batcher` is an engine too: requests of all routers share its batches.
         address: ``"host:port"`` (port 0: the system chooses) or ``"unix:/path"``.
         namespace: routers of another namespace are refused.
         concurrency: requests that run at once.
@@ -187,6 +184,7 @@ def serve(
         ValueError: a setting or the address cannot be used; the message names it.
         TypeError: an engine is none, or a health check cannot be encoded.
         OSError: the system refuses to listen there, or ``discovery`` names a directory that cannot be used.
+        StartupError: a batcher did not start.
 
     Example:
         >>> async def greet(request, ctx):
@@ -227,7 +225,13 @@ def serve(
         for runner in runners.values():
             runner.attach(asyncio.get_running_loop())
         slots = [(name, _slot(runner, values, checks.get(name))) for name, runner in runners.items()]
-        native = await _headrace.bind(settings, slots, current_hub())
+        try:
+            for runner in runners.values():
+                await runner.prepare()
+            native = await _headrace.bind(settings, slots, current_hub())
+        except BaseException:
+            await _close(runners.values())
+            raise
         if native.unlisted is not None:
             warnings.warn(
                 f"routers cannot find this worker by themselves: {native.unlisted}; "
@@ -238,6 +242,11 @@ def serve(
         return Worker(native, list(runners.values()))
 
     return Serving(begin)
+
+
+async def _close(runners: Iterable[Runner]) -> None:
+    for runner in runners:
+        await runner.close()
 
 
 def _slot(runner: Runner, values: Codec, health_check: tuple[int, bytes] | None) -> EngineSlot:

@@ -1,0 +1,254 @@
+"""Asynchronous functions: one task for each batch on the loop, up to ``workers`` at once; an engine that
+steps has one task for each worker.
+
+While a function's own code runs, its batcher's submits look whether anybody is free to take what it submits:
+a function that waits for itself would wait for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import types
+from collections.abc import Awaitable, Callable, Generator
+from typing import Any, TypeVar, cast
+
+from headrace import errors
+from headrace._batch.batch import Batch, Streams, results_of
+from headrace._batch.doors import Doors
+from headrace._batch.functions import Hooks, Kind, Work, run_hook
+from headrace._batch.steps import Steps, drive_async
+from headrace._headrace import BatchQueue, BatchTaken
+
+_T = TypeVar("_T")
+
+_EVERY = 1 << 30
+"""More items than can wait."""
+
+
+class Tasks:
+    """The workers of an asynchronous function.
+
+    Args:
+        work: what they run.
+        name: of the batcher.
+        workers: how many run at once.
+        doors: called with True when the function's code begins to run, and with False when it pauses.
+    """
+
+    def __init__(self, work: Work, name: str, workers: int, doors: Doors) -> None:
+        self.name = name
+        self.isolate = False
+        self.watched = False
+        self._work = work
+        self._count = workers
+        self.doors = doors
+        self._hooks: list[Hooks] = []
+        self._failure: BaseException | None = None
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._lost: set[asyncio.Task[None]] = set()
+        self._run = self._run_streams if work.kind is Kind.STREAM else self._run_function
+
+    def on_batch(self) -> Callable[[BatchTaken], None] | None:
+        """What takes batches on the loop; an engine takes for itself."""
+        return None if self._work.kind is Kind.STEPS else self._begin
+
+    def inside(self) -> bool:
+        """Whether the calling thread is one of these workers: it is the loop's, which is told otherwise."""
+        return False
+
+    def attach(self, queue: BatchQueue) -> bool:
+        """Take the loop, and the context variables that every batch begins with: those of here. Whether
+        :meth:`start` has something to wait for.
+        """
+        self._loop = asyncio.get_running_loop()
+        self._context = contextvars.copy_context()
+        self._queue = queue
+        if self._work.kind is Kind.STEPS or self._work.is_class:
+            return True
+        hooks = self._work.make()
+        self._function = hooks.run
+        if hooks.on_start is None and hooks.warmup is None:
+            self._hooks.append(hooks)
+            return False
+        return True
+
+    async def start(self, startup_timeout: float) -> None:
+        """Run ``on_start`` and ``warmup``; batches wait meanwhile.
+
+        Raises:
+            StartupError: one of them failed.
+            StartupTimeout: it took too long.
+        """
+        is_engine = self._work.kind is Kind.STEPS
+        number = 0
+        limit = asyncio.timeout(startup_timeout)
+        try:
+            async with limit:
+                while number < (self._count if is_engine else 1):
+                    await self._prepare()
+                    number += 1
+        except TimeoutError as error:
+            await self._stop_all()
+            if limit.expired():
+                raise errors.StartupTimeout(
+                    f"the batcher {self.name!r} did not start within {startup_timeout:g} s (startup_timeout)"
+                ) from None
+            raise self._not_started(number, error) from error
+        except Exception as error:
+            await self._stop_all()
+            raise self._not_started(number, error) from error
+        except BaseException:
+            await self._stop_all()
+            raise
+        self._function = self._hooks[0].run
+        if is_engine:
+            for number, hooks in enumerate(self._hooks):
+                self._launch(number, hooks.run)
+
+    async def _prepare(self) -> None:
+        hooks = self._work.make()
+        await _awaited(run_hook(hooks.on_start))
+        self._hooks.append(hooks)
+        await _awaited(run_hook(hooks.warmup))
+
+    def _not_started(self, number: int, cause: BaseException) -> errors.StartupError:
+        return errors.StartupError(
+            f"the batcher {self.name!r} did not start: {type(cause).__name__}: {cause}", worker=number
+        )
+
+    def fail_all(self, error: BaseException) -> None:
+        """Fail what waits: it did not start. The queue drains."""
+        self._failure = error
+        if self._work.kind is Kind.STEPS:
+            while (taken := self._queue.try_take(0, _EVERY)) is not None:
+                taken.fail(error)
+
+    def on_lost(self, number: int) -> None:
+        """A worker was given up: its task is cancelled. Another batch needs nothing but a task; an engine is
+        stepped by a new one.
+        """
+        task = self._tasks.pop(number, None)
+        if task is None:
+            return
+        self._lost.add(task)
+        task.add_done_callback(self._lost.discard)
+        if self._work.kind is Kind.STEPS:
+            # Not before the engine has been left.
+            task.add_done_callback(lambda _: self._step_again(number))
+        task.cancel()
+
+    def _step_again(self, number: int) -> None:
+        if number < len(self._hooks) and not self._queue.closed:
+            self._launch(number, self._hooks[number].run)
+
+    async def stop(self, *, abandon: bool = False) -> None:
+        """Run ``on_stop``. The queue is closed before, and nothing runs any more, or is abandoned."""
+        tasks = [task for task in self._tasks.values() if not task.done()]
+        if abandon:
+            for task in tasks:
+                task.cancel()
+        elif tasks:
+            await asyncio.wait(tasks)
+        await self._stop_all()
+
+    async def _stop_all(self) -> None:
+        hooks, self._hooks = self._hooks, []
+        for each in reversed(hooks):
+            try:
+                await _awaited(run_hook(each.on_stop))
+            except Exception as error:
+                message = f"on_stop of the batcher {self.name!r} raised"
+                self._loop.call_exception_handler({"message": message, "exception": error})
+
+    # A batch.
+
+    def _begin(self, taken: BatchTaken) -> None:
+        if self._failure is not None:
+            taken.fail(self._failure)
+            return
+        self._tasks[taken.worker] = self._loop.create_task(self._run(taken), context=self._context.copy())
+
+    async def _run_function(self, taken: BatchTaken) -> None:
+        left = [taken]
+        while left:
+            part = left.pop()
+            try:
+                answer = await self._guarded(self._function(Batch(part)))
+                part.complete(results_of(answer))
+            except BaseException as error:
+                halves = part.split() if self.isolate and isinstance(error, Exception) else None
+                if halves is None:
+                    part.fail(error)
+                    if isinstance(error, KeyboardInterrupt | SystemExit):
+                        raise
+                else:
+                    left += reversed(halves)
+            if left:
+                left[-1].rearm()
+
+    async def _run_streams(self, taken: BatchTaken) -> None:
+        try:
+            streams = Streams(taken)
+            steps = self._function(Batch(taken))
+            try:
+                while streams.give(await self._guarded(steps.__anext__())):
+                    pass
+            except StopAsyncIteration:
+                pass
+            finally:
+                await self._guarded(steps.aclose())
+        except BaseException as error:
+            taken.fail(error)
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
+        else:
+            taken.finish()
+
+    # An engine that steps.
+
+    def _launch(self, number: int, engine: Any) -> None:
+        steps = self._serve_steps(number, engine)
+        self._tasks[number] = self._loop.create_task(steps, context=self._context.copy())
+
+    async def _serve_steps(self, number: int, engine: Any) -> None:
+        steps = Steps(self._queue, number, engine, watched=self.watched)
+        try:
+            while True:
+                await self._guarded(drive_async(steps.turn()))
+                if steps.idle and steps.is_dry:
+                    if not await self._queue.takable():
+                        return
+                else:
+                    # An engine that never waits must not keep the loop from everything else.
+                    await asyncio.sleep(0)
+        except BaseException as error:
+            await drive_async(steps.abort(error))
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
+
+    @types.coroutine
+    def _guarded(self, awaitable: Awaitable[_T]) -> Generator[Any, Any, _T]:
+        """Drive what the function awaits, and say when its own code runs."""
+        coroutine = cast("Any", awaitable if hasattr(awaitable, "send") else awaitable.__await__())
+        inside, step, argument = self.doors, coroutine.send, None
+        while True:
+            inside(True)
+            try:
+                yielded = step(argument)
+            except StopIteration as stop:
+                return stop.value
+            finally:
+                inside(False)
+            try:
+                argument = yield yielded
+            except BaseException as error:
+                step, argument = coroutine.throw, error
+            else:
+                step = coroutine.send
+
+
+async def _awaited(returned: Any) -> None:
+    if inspect.isawaitable(returned):
+        await returned
