@@ -120,6 +120,7 @@ class Batcher(Generic[T, R]):
         callback_timeout: float | None = None,
         name: str | None = None,
     ) -> None:
+        self._running: Running | None = None
         work = work_of(fn, on_start, warmup, on_stop)
         for setting, function in (("key", key), ("cost", cost)):
             if function is not None and not callable(function):
@@ -153,7 +154,6 @@ class Batcher(Generic[T, R]):
                 "makes its own"
             )
         self._key, self._cost = key, cost
-        self._running: Running | None = None
         self._is_closed = False
         self._is_paused = False
 

@@ -347,8 +347,8 @@ class WorkerLost(BatchError):
 
 
 class Closed(BatchError):
-    """The batcher is closed, or was closed while the item waited; the function has not seen it. ``drain`` lets
-    what waits run.
+    """The batcher is closed, or was closed while the item waited; the function has not seen it. ``drain``
+    lets what waits run.
     """
 
 
