@@ -7,6 +7,7 @@ holds its place until its function has returned, also when nobody wants the answ
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import functools
 import inspect
@@ -144,6 +145,8 @@ class Runner:
         self._function = resolve(engine)
         owner = getattr(self._function, "__self__", None)
         self._batch_engine = owner if isinstance(owner, BatchEngine) else None
+        asked = self._batch_engine
+        self._answer = None if asked is None or asked.streams else asked.answer
         # A class was instantiated, and only its instance may have it.
         self.health_check = getattr(getattr(self._function, "__self__", engine), "health_check", None)
         self._takes_context = takes_context(self._function)
@@ -196,6 +199,9 @@ class Runner:
         """Begin to answer a request, on the loop of :meth:`attach`."""
         if self._threads is not None:
             self._threads.submit(self._context.copy(), request, sink)
+            return
+        if self._answer is not None:
+            self._answer(request, sink, self._unanswered)
             return
         # The loop keeps only weak references to tasks; the sink, which its hub holds until the request
         # has ended, keeps this one through what it is bound to.
@@ -272,6 +278,11 @@ class Runner:
                 _push(sink, result)
             sink.finish()
         except BaseException as error:
+            self._failed(sink, error)
+
+    def _unanswered(self, sink: Sink, error: BaseException) -> None:
+        """Tell the caller why a batcher has no answer. A cancelled item is one whose caller has left."""
+        with contextlib.suppress(asyncio.CancelledError):
             self._failed(sink, error)
 
     def _failed(self, sink: Sink, error: BaseException) -> None:

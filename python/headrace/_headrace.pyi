@@ -420,6 +420,20 @@ class BatchQueue:
         deadline: float | None = None,
         response_timeout: float | None = ...,
     ) -> Submission: ...
+    def serve(
+        self,
+        request: Any,
+        sink: Sink,
+        failed: Callable[[Sink, BaseException], None],
+        *,
+        client: Hashable = None,
+        key: Hashable = None,
+        cost: int | None = None,
+        priority: int = 0,
+        timeout: float | None = ...,
+        deadline: float | None = None,
+        response_timeout: float | None = ...,
+    ) -> None: ...
     def submit_sync(
         self,
         item: Any,
@@ -485,6 +499,7 @@ class Submission:
     def cancel(self) -> bool:
         """Cancels the item: it leaves the queue, or its answer is ignored. False if it had been answered."""
 
+    def add_done_callback(self, _callback: Callable[[Any], object]) -> None: ...
     def done(self) -> bool:
         """Whether it has been answered, or otherwise ended."""
 

@@ -18,7 +18,7 @@ from headrace._batch.figures import BatchStats
 from headrace._batch.functions import Kind, work_of
 from headrace._batch.running import Running
 from headrace._batch.settings import BatchFunction, Changes, Settings, Terms
-from headrace._headrace import BatchQueue, BatchSettings
+from headrace._headrace import BatchQueue, BatchSettings, Sink
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -282,6 +282,12 @@ class Batcher(Generic[T, R]):
                 "the function directly"
             )
         return running.queue.submit_sync(item, **terms)
+
+    def answer(
+        self, request: T, sink: Sink, failed: Callable[[Sink, BaseException], None], **terms: Unpack[Terms]
+    ) -> None:
+        """Submit the request of a worker's caller, which the item's answer answers. For :func:`serve`."""
+        self._ready("submit").queue.serve(request, sink, failed, **terms)
 
     def _ready(self, method: str) -> Running:
         """What runs, started if need be."""

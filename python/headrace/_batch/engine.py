@@ -6,10 +6,10 @@ cancels its item.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from headrace._headrace import Context
+from headrace._headrace import Context, Sink
 from headrace.batcher import Batcher
 
 
@@ -23,6 +23,7 @@ class BatchEngine:
     def __init__(self, batcher: Batcher[Any, Any]) -> None:
         self._batcher = batcher
         self._is_ours = False
+        self.streams = batcher.streams
         self.generate = self._stream if batcher.streams else self._submit
 
     async def start(self) -> None:
@@ -38,6 +39,20 @@ class BatchEngine:
         """Stop the batcher: no request needs it any more."""
         if self._is_ours:
             await self._batcher.aclose()
+
+    def answer(self, request: Any, sink: Sink, failed: Callable[[Sink, BaseException], None]) -> None:
+        """Begin to answer a request, unless the batcher streams. The item's answer is sent when it is there;
+        there is no task in between.
+
+        Args:
+            request: the item.
+            sink: the request's.
+            failed: called with the sink and what there is instead of an answer.
+        """
+        try:
+            self._batcher.answer(request, sink, failed, **self._terms(sink.context()))
+        except Exception as error:
+            failed(sink, error)
 
     async def _submit(self, request: Any, ctx: Context) -> Any:
         return await self._batcher.submit(request, **self._terms(ctx))

@@ -20,7 +20,7 @@ use headrace_wire::body::{FaultCode, KillReason, Reject, RejectReason, RequestHe
 
 use super::Shared;
 use super::again::{Again, Plan};
-use super::choice::Candidate;
+use super::choice::{Candidate, Tried};
 use super::instances::{InFlight, Instance};
 use super::options::CallOptions;
 use super::response::{ResponseStream, encode_error, kind_of};
@@ -73,19 +73,6 @@ enum State {
     },
     Sent(Attempt),
     Done,
-}
-
-/// A worker that a call does not go to again. Another one at the same address is another worker.
-#[derive(Debug)]
-pub(super) struct Tried {
-    instance: Arc<Instance>,
-    instance_id: Arc<str>,
-}
-
-impl Tried {
-    pub(super) fn is(&self, instance: &Arc<Instance>) -> bool {
-        Arc::ptr_eq(&self.instance, instance) && *self.instance_id == *instance.instance_id()
-    }
 }
 
 /// A request on its way. Dropping it kills its stream.

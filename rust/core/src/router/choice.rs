@@ -38,6 +38,19 @@ impl Loads for Vec<Candidate> {
     }
 }
 
+/// A worker that a call does not go to again. Another one at the same address is another worker.
+#[derive(Debug)]
+pub(super) struct Tried {
+    pub(super) instance: Arc<Instance>,
+    pub(super) instance_id: Arc<str>,
+}
+
+impl Tried {
+    pub(super) fn is(&self, instance: &Arc<Instance>) -> bool {
+        Arc::ptr_eq(&self.instance, instance) && *self.instance_id == *instance.instance_id()
+    }
+}
+
 impl Call {
     /// Where the next attempt goes; `None` when nobody can take it now.
     ///
