@@ -12,7 +12,7 @@ SOURCES := Cargo.toml Cargo.lock pyproject.toml README.md LICENSE \
 .PHONY: help demo test test-rust test-model test-python check bench bench-peers bench-chart guard soak fuzz wheel wheel-abi3 clean
 
 help:
-	@echo "make demo    serve a real language model with two workers and stream from it"
+	@echo "make demo    serve a real language model with two workers and stream from it, then classify files in batches"
 	@echo "make test    build and run all tests"
 	@echo "make check   formatters, linters, types, dependency rules"
 	@echo "make bench   the scenarios of benches/README.md, beside the pure-Python floor"
@@ -68,6 +68,7 @@ wheel-abi3: $(STAMPS)/venv
 
 demo: $(STAMPS)/wheel-release $(STAMPS)/demo-packages
 	$(BIN)/python examples/demo.py $(DEMO_ARGS)
+	$(BIN)/python examples/classify_files.py $(filter --short,$(DEMO_ARGS))
 
 test: test-rust test-model test-python
 
