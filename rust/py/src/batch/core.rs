@@ -62,8 +62,6 @@ pub(crate) struct Core {
     /// How many batches run on the loop at once.
     workers: AtomicUsize,
     crew: Mutex<Crew>,
-    /// Batches by number, those that were taken and have not ended; and the next number.
-    running: Mutex<(BTreeSet<u64>, u64)>,
     /// Maps that have more than there was room for.
     feeders: Mutex<Vec<Py<Gathered>>>,
     takers: Mutex<Vec<Py<Flag>>>,
@@ -111,7 +109,6 @@ impl Notice for Told {
 
 impl Core {
     pub(super) fn start(
-        py: Python<'_>,
         hub: &Arc<Hub>,
         config: &BatchConfig,
         callbacks: Callbacks,
@@ -128,12 +125,11 @@ impl Core {
             hub: Arc::clone(hub),
             coordinator: ForkSafe::new(coordinator),
             callbacks,
-            keys: Numbers::new(py),
-            clients: Numbers::new(py),
+            keys: Numbers::default(),
+            clients: Numbers::default(),
             notices: Arc::clone(&notices),
             workers: AtomicUsize::new(config.workers),
             crew: Mutex::default(),
-            running: Mutex::default(),
             feeders: Mutex::default(),
             takers: Mutex::default(),
             quiet: Mutex::default(),
@@ -257,17 +253,13 @@ impl Core {
         client: Option<&Bound<'_, PyAny>>,
         terms: &mut Terms,
     ) -> PyResult<Numbered> {
-        let oldest = {
-            let running = self.running.lock();
-            running.0.first().copied().unwrap_or(running.1)
-        };
         let mut numbered = Numbered::default();
         if let Some(key) = key {
-            numbered.key = self.keys.take(key, oldest)?;
+            numbered.key = self.keys.take(key)?;
             terms.key = numbered.key;
         }
         if let Some(client) = client {
-            match self.clients.take(client, oldest) {
+            match self.clients.take(client) {
                 Ok(number) => numbered.client = number,
                 Err(error) => {
                     self.release(&numbered);
@@ -280,34 +272,12 @@ impl Core {
     }
 
     pub(super) fn release(&self, numbered: &Numbered) {
-        if numbered.key == 0 && numbered.client == 0 {
-            return;
-        }
-        let next = self.running.lock().1;
         if numbered.key != 0 {
-            self.keys.release(numbered.key, next);
+            self.keys.release(numbered.key);
         }
         if numbered.client != 0 {
-            self.clients.release(numbered.client, next);
+            self.clients.release(numbered.client);
         }
-    }
-
-    /// The key with this number; `None` without one.
-    pub(super) fn key(&self, py: Python<'_>, number: u64) -> Option<Py<PyAny>> {
-        self.keys.object(py, number)
-    }
-
-    /// A batch has been taken; returns its number.
-    pub(super) fn begin(&self) -> u64 {
-        let mut running = self.running.lock();
-        let number = running.1;
-        running.1 += 1;
-        running.0.insert(number);
-        number
-    }
-
-    pub(super) fn end(&self, number: u64) {
-        self.running.lock().0.remove(&number);
     }
 }
 

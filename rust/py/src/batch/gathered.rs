@@ -105,8 +105,8 @@ impl Gathered {
                     state.pending -= 1;
                     if refused.reason.passes() {
                         state.parts.pop();
-                        let (object, numbered) = (refused.item.object, refused.reply.numbered);
-                        state.held = Some(Item { object, terms, numbered });
+                        let (thing, numbered) = (refused.item, refused.reply.numbered);
+                        state.held = Some(Item { thing, terms, numbered });
                         state.source = Some(source.unbind());
                         drop(state);
                         this.core.wait_for_room(slf.clone().unbind());

@@ -1,102 +1,127 @@
 //! Numbers for Python objects. The core tells keys and clients apart by numbers, equal for equal objects; an
-//! object is kept as long as an item with it is anywhere.
-
-use std::sync::atomic::{AtomicU64, Ordering};
+//! object is kept as long as an item with it waits or runs.
 
 use parking_lot::Mutex;
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
 use rustc_hash::FxHashMap;
 
-/// Objects that nobody uses any more are looked for when so many have gathered.
-const DEAD_MAX: usize = 256;
+/// Objects that no item has are let go when so many have gathered.
+const UNUSED_MAX: usize = 256;
+
+#[derive(Debug)]
+struct Entry {
+    object: Py<PyAny>,
+    hash: isize,
+    /// How many items have it.
+    items: usize,
+    /// Whether it is in the list of those that no item may have.
+    listed: bool,
+}
 
 #[derive(Debug, Default)]
 struct Known {
-    /// Each number's object, and how many items have it.
-    entries: FxHashMap<u64, (Py<PyAny>, usize)>,
-    /// Numbers that no item has, with the batch before which that became so.
-    dead: Vec<(u64, u64)>,
+    entries: FxHashMap<u64, Entry>,
+    /// Numbers of the objects with this hash.
+    by_hash: FxHashMap<isize, Vec<u64>>,
+    /// Rises when a number is given or taken back: whoever compared without the lock looks again.
+    changes: u64,
+    last: u64,
+    /// Numbers that no item had when they were put here, each once.
+    unused: Vec<u64>,
 }
 
-/// See the module's text. The number 0 is nobody's.
-#[derive(Debug)]
-pub(super) struct Numbers {
-    by_object: Py<PyDict>,
-    known: Mutex<Known>,
-    next: AtomicU64,
-}
+/// See the module's text. (Not a dictionary: letting go of an object would run its hash and its comparison
+/// again, which may have begun to raise or to answer otherwise.)
+#[derive(Debug, Default)]
+pub(super) struct Numbers(Mutex<Known>);
 
 impl Numbers {
-    pub(super) fn new(py: Python<'_>) -> Self {
-        Self { by_object: PyDict::new(py).unbind(), known: Mutex::default(), next: AtomicU64::new(1) }
-    }
-
-    /// The number of `object`, for one more item. Objects are forgotten whose last item was resolved, and
-    /// whose batches ended, before `oldest`, the oldest batch that still runs.
+    /// The number of `object`, for one more item; never 0.
     ///
     /// # Errors
     /// What its hash or comparison raises.
-    pub(super) fn take(&self, object: &Bound<'_, PyAny>, oldest: u64) -> PyResult<u64> {
-        let py = object.py();
-        self.forget(py, oldest)?;
+    pub(super) fn take(&self, object: &Bound<'_, PyAny>) -> PyResult<u64> {
+        let gone = self.0.lock().forget();
+        // Their destructors run without the lock.
+        drop(gone);
+        let hash = object.hash()?;
         loop {
-            // Hashing runs Python, and with it perhaps another thread: looked at again below.
-            let number = match self.by_object.bind(py).get_item(object)? {
-                Some(number) => number.extract()?,
-                None => {
-                    let number = self.next.fetch_add(1, Ordering::Relaxed);
-                    self.known.lock().entries.insert(number, (object.clone().unbind(), 0));
-                    self.by_object.bind(py).set_item(object, number)?;
-                    number
-                }
-            };
-            if let Some((_, items)) = self.known.lock().entries.get_mut(&number) {
-                *items += 1;
-                return Ok(number);
+            let changes = self.0.lock().changes;
+            // Comparing runs Python, and with it perhaps another thread.
+            let equal = self.find(object, hash)?;
+            let mut known = self.0.lock();
+            if known.changes == changes {
+                return Ok(known.count(object, hash, equal));
             }
         }
     }
 
-    /// One item less has this number; it may still be with the batches before `next`.
-    pub(super) fn release(&self, number: u64, next: u64) {
-        let mut known = self.known.lock();
-        let Known { entries, dead } = &mut *known;
-        if let Some((_, items)) = entries.get_mut(&number) {
-            *items -= 1;
-            if *items == 0 {
-                dead.push((number, next));
+    fn find(&self, object: &Bound<'_, PyAny>, hash: isize) -> PyResult<Option<u64>> {
+        for nth in 0.. {
+            let Some((number, other)) = self.0.lock().nth(object.py(), hash, nth) else { break };
+            if object.is(&other) || other.bind(object.py()).eq(object)? {
+                return Ok(Some(number));
+            }
+        }
+        Ok(None)
+    }
+
+    /// One item less has this number.
+    pub(super) fn release(&self, number: u64) {
+        let mut known = self.0.lock();
+        let Known { entries, unused, .. } = &mut *known;
+        if let Some(entry) = entries.get_mut(&number) {
+            entry.items -= 1;
+            if entry.items == 0 && !std::mem::replace(&mut entry.listed, true) {
+                unused.push(number);
             }
         }
     }
+}
 
-    /// The object with this number, if an item has it.
-    pub(super) fn object(&self, py: Python<'_>, number: u64) -> Option<Py<PyAny>> {
-        self.known.lock().entries.get(&number).map(|(object, _)| object.clone_ref(py))
+impl Known {
+    fn nth(&self, py: Python<'_>, hash: isize, nth: usize) -> Option<(u64, Py<PyAny>)> {
+        let number = *self.by_hash.get(&hash)?.get(nth)?;
+        self.entries.get(&number).map(|entry| (number, entry.object.clone_ref(py)))
     }
 
-    fn forget(&self, py: Python<'_>, oldest: u64) -> PyResult<()> {
-        let mut gone = Vec::new();
+    /// One more item has the `equal` one's number, or a new one.
+    fn count(&mut self, object: &Bound<'_, PyAny>, hash: isize, equal: Option<u64>) -> u64 {
+        if let Some(number) = equal
+            && let Some(entry) = self.entries.get_mut(&number)
         {
-            let mut known = self.known.lock();
-            let Known { entries, dead } = &mut *known;
-            if dead.len() < DEAD_MAX {
-                return Ok(());
+            entry.items += 1;
+            return number;
+        }
+        self.last += 1;
+        self.changes += 1;
+        let entry = Entry { object: object.clone().unbind(), hash, items: 1, listed: false };
+        self.entries.insert(self.last, entry);
+        self.by_hash.entry(hash).or_default().push(self.last);
+        self.last
+    }
+
+    /// Takes back the numbers that no item has, once enough have gathered: for the caller to drop.
+    fn forget(&mut self) -> Vec<Entry> {
+        let mut gone = Vec::new();
+        if self.unused.len() < UNUSED_MAX {
+            return gone;
+        }
+        self.changes += 1;
+        for number in std::mem::take(&mut self.unused) {
+            let Some(entry) = self.entries.get_mut(&number) else { continue };
+            entry.listed = false;
+            if entry.items > 0 {
+                continue;
             }
-            dead.retain(|&(number, before)| {
-                if before > oldest {
-                    return true;
+            if let Some(numbers) = self.by_hash.get_mut(&entry.hash) {
+                numbers.retain(|&other| other != number);
+                if numbers.is_empty() {
+                    self.by_hash.remove(&entry.hash);
                 }
-                // It may have been used again since.
-                if entries.get(&number).is_some_and(|(_, items)| *items == 0) {
-                    gone.extend(entries.remove(&number));
-                }
-                false
-            });
+            }
+            gone.extend(self.entries.remove(&number));
         }
-        for (object, _) in gone {
-            self.by_object.bind(py).call_method1("pop", (object, py.None()))?;
-        }
-        Ok(())
+        gone
     }
 }

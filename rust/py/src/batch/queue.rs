@@ -64,7 +64,7 @@ impl Asked {
 /// An item, ready to be submitted.
 #[derive(Debug)]
 pub(super) struct Item {
-    pub(super) object: Py<PyAny>,
+    pub(super) thing: Thing,
     pub(super) terms: Terms,
     pub(super) numbered: Numbered,
 }
@@ -82,7 +82,7 @@ impl Core {
             response_timeout: asked.response_timeout,
             ..Terms::default()
         };
-        let numbered = self.look(&object, asked, &mut terms).map_err(|error| {
+        let (key, numbered) = self.look(&object, asked, &mut terms).map_err(|error| {
             if !error.is_instance_of::<PyException>(py) {
                 return error;
             }
@@ -93,10 +93,17 @@ impl Core {
             rejected.set_cause(py, Some(error));
             rejected
         })?;
-        Ok(Item { object: object.unbind(), terms, numbered })
+        let thing = Thing { object: object.unbind(), key, stream: None };
+        Ok(Item { thing, terms, numbered })
     }
 
-    fn look(&self, object: &Bound<'_, PyAny>, asked: &Asked, terms: &mut Terms) -> PyResult<Numbered> {
+    /// An item's key, if it has one, and the numbers of its key and client.
+    fn look(
+        &self,
+        object: &Bound<'_, PyAny>,
+        asked: &Asked,
+        terms: &mut Terms,
+    ) -> PyResult<(Option<Py<PyAny>>, Numbered)> {
         let py = object.py();
         let by = |function: &Option<Py<PyAny>>, given: &Option<Py<PyAny>>| match (given, function) {
             (Some(given), _) => Ok(Some(given.bind(py).clone())),
@@ -109,9 +116,10 @@ impl Core {
         let key = by(&self.callbacks.key, &asked.key)?;
         let client = asked.client.as_ref().map(|client| client.bind(py));
         if key.is_none() && client.is_none() {
-            return Ok(Numbered::default());
+            return Ok((None, Numbered::default()));
         }
-        self.number(key.as_ref(), client, terms)
+        let numbered = self.number(key.as_ref(), client, terms)?;
+        Ok((key.map(Bound::unbind), numbered))
     }
 
     /// Submits an item, or gives it back.
@@ -120,8 +128,8 @@ impl Core {
         item: Item,
         waits: Waits,
     ) -> Result<Ticket, Box<Refused<Thing, Reply>>> {
-        let Item { object, terms, numbered } = item;
-        let stream = match &waits {
+        let Item { mut thing, terms, numbered } = item;
+        thing.stream = match &waits {
             // Attached: this runs in a call from Python.
             #[expect(clippy::disallowed_methods, reason = "submits come from Python, which is attached")]
             Waits::Stream(stream) => Some(Python::attach(|py| stream.clone_ref(py))),
@@ -130,7 +138,6 @@ impl Core {
         // A map comes again when there is room.
         let comes_again = matches!(waits, Waits::Part(..));
         let reply = Reply { core: Arc::clone(self), waits, numbered };
-        let thing = Thing { object, stream };
         let submitted = if comes_again {
             self.coordinator.offer(thing, reply, terms)
         } else {
@@ -212,7 +219,7 @@ impl BatchQueue {
         let hub = hub.hub();
         hub.check(py)?;
         let callbacks = Callbacks { key, cost, on_batch, on_lost };
-        Core::start(py, hub, settings.config(), callbacks).map(Self)
+        Core::start(hub, settings.config(), callbacks).map(Self)
     }
 
     /// An item's answer, to be awaited.

@@ -18,6 +18,8 @@ use crate::errors::batch_error;
 #[derive(Debug)]
 pub(crate) struct Thing {
     pub(super) object: Py<PyAny>,
+    /// What only items with an equal one share a batch with.
+    pub(super) key: Option<Py<PyAny>>,
     /// Who reads what the function yields for it, if that is more than one value.
     pub(super) stream: Option<Py<BatchStream>>,
 }

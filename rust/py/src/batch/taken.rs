@@ -23,7 +23,7 @@ pub(crate) struct BatchTaken {
     items: Py<PyList>,
     /// Who reads what is yielded for each item, where that is wanted.
     streams: Vec<Option<Py<BatchStream>>>,
-    number: u64,
+    key: Option<Py<PyAny>>,
     /// Until it has been answered; halves of a batch that was split share it.
     duty: Mutex<Option<Arc<Duty>>>,
 }
@@ -77,13 +77,13 @@ pub(crate) struct Built {
 
 impl Built {
     pub(super) fn bind(self, py: Python<'_>) -> PyResult<Bound<'_, BatchTaken>> {
-        let Self { core, batch, things, duty } = self;
+        let Self { core, batch, mut things, duty } = self;
+        let key = things.first_mut().and_then(|thing| thing.key.take());
         let (objects, streams): (Vec<_>, Vec<_>) =
             things.into_iter().map(|thing| (thing.object, thing.stream)).unzip();
         let items = PyList::new(py, objects)?.unbind();
-        let number = core.begin();
         let (batch, duty) = (Mutex::new(Some(batch)), Mutex::new(duty));
-        Bound::new(py, BatchTaken { core, batch, items, streams, number, duty })
+        Bound::new(py, BatchTaken { core, batch, items, streams, key, duty })
     }
 }
 
@@ -93,7 +93,6 @@ fn answered() -> PyErr {
 
 impl Drop for BatchTaken {
     fn drop(&mut self) {
-        self.core.end(self.number);
         drop(self.batch.lock().take());
         drop(self.duty.lock().take());
         self.core.hub.flush_later();
@@ -114,9 +113,8 @@ impl BatchTaken {
     }
 
     #[getter]
-    fn key(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
-        let number = self.with(|batch| batch.key())?;
-        Ok(self.core.key(py, number))
+    fn key(&self, py: Python<'_>) -> Option<Py<PyAny>> {
+        self.key.as_ref().map(|key| key.clone_ref(py))
     }
 
     #[getter]
@@ -226,6 +224,7 @@ impl BatchTaken {
         let objects = self.items.bind(py);
         let mut things = objects.iter().map(Bound::unbind).zip(&self.streams).map(|(object, stream)| Thing {
             object,
+            key: self.key.as_ref().map(|key| key.clone_ref(py)),
             stream: stream.as_ref().map(|stream| stream.clone_ref(py)),
         });
         let duty = self.duty.lock().take();
