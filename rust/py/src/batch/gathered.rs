@@ -182,6 +182,9 @@ impl Gathered {
             let tickets: Vec<_> = state.parts.iter().filter_map(pending).collect();
             (state.source.take(), state.held.take(), tickets)
         };
+        if let Some(held) = &held {
+            self.core.release(&held.numbered);
+        }
         drop((source, held));
         for ticket in tickets {
             self.core.coordinator.cancel(ticket);
