@@ -338,7 +338,10 @@ impl BatchQueue {
         limit: usize,
     ) -> PyResult<Option<Bound<'py, BatchTaken>>> {
         check_fork(py)?;
-        match self.0.coordinator.try_take_at_most(worker, limit) {
+        let taken = self.0.coordinator.try_take_at_most(worker, limit);
+        // There may be room now, and items may have expired.
+        self.0.hub.settle(py)?;
+        match taken {
             Taken::Batch(batch) => BatchTaken::of(&self.0, batch, None).bind(py).map(Some),
             Taken::Nothing | Taken::Closed => Ok(None),
         }

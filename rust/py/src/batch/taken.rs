@@ -244,7 +244,8 @@ impl BatchTaken {
     }
 
     /// The function begins with it now: after `split`.
-    fn rearm(&self) -> PyResult<()> {
-        self.with(|batch| batch.rearm())
+    fn rearm(&self, py: Python<'_>) -> PyResult<()> {
+        self.with(|batch| batch.rearm())?;
+        self.core.hub.settle(py)
     }
 }
