@@ -50,7 +50,8 @@ impl Flag {
     fn __next__(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
         let (value, parking) = {
             let mut state = self.state.lock();
-            (state.0, state.1.take())
+            let value = state.0;
+            (value, Parking::take(&mut state.1, value.is_some()))
         };
         if let Some(value) = value {
             if let Some(parking) = parking {

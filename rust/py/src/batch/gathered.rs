@@ -240,7 +240,8 @@ impl Gathered {
         check_fork(py)?;
         let (is_over, parking) = {
             let mut state = self.state.lock();
-            (state.is_over(), state.parking.take())
+            let is_over = state.is_over();
+            (is_over, Parking::take(&mut state.parking, is_over))
         };
         let hub = &self.core.hub;
         if is_over {

@@ -196,7 +196,7 @@ impl BatchStream {
     fn ending(&self, py: Python<'_>) -> PyErr {
         let (ended, parking) = {
             let mut state = self.state.lock();
-            (state.ended.take(), state.parking.take())
+            (state.ended.take(), Parking::take(&mut state.parking, true))
         };
         if let Some(parking) = parking {
             self.core.hub.recycle(parking);

@@ -119,7 +119,8 @@ impl Submission {
                 Some(_) => Some(Err(())),
                 None => None,
             };
-            (answer, state.parking.take())
+            let parking = Parking::take(&mut state.parking, answer.is_some());
+            (answer, parking)
         };
         let hub = &self.core.hub;
         let Some(answer) = answer else {

@@ -74,6 +74,12 @@ impl Parking {
         self.waiter.get().is_awaited()
     }
 
+    /// The place that is kept in `place`, for who looks whether to wait; at the `end` of what is waited for,
+    /// only if nobody awaits it, who is yet to be woken.
+    pub(crate) fn take(place: &mut Option<Self>, end: bool) -> Option<Self> {
+        place.take_if(|parking| !(end && parking.is_awaited()))
+    }
+
     /// The waiter, ready to be awaited.
     pub(crate) fn arm(&self, py: Python<'_>) -> Py<PyAny> {
         self.waiter.get().arm();
