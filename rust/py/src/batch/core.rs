@@ -18,6 +18,7 @@ use super::taken::BatchTaken;
 use crate::bridge::hub::{Closes, Event, Hub};
 use crate::errors::start_error;
 use crate::ffi::ForkSafe;
+use crate::runtime::is_forked;
 
 /// What is to be done for a queue on its loop's thread.
 #[derive(Clone, Copy, Debug)]
@@ -310,6 +311,9 @@ impl Duty {
 
 impl Drop for Duty {
     fn drop(&mut self) {
+        if is_forked() {
+            return;
+        }
         if let Some(core) = self.core.upgrade() {
             let freed = {
                 let mut crew = core.crew.lock();

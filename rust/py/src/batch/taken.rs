@@ -11,6 +11,7 @@ use pyo3::types::{PyBytes, PyDict, PyList, PySet, PyString};
 use super::core::{Core, Duty};
 use super::reply::{Failure, Reply, Thing};
 use super::stream::BatchStream;
+use crate::runtime::{check_fork, is_forked};
 
 type Taken = Batch<Thing, Reply>;
 
@@ -37,12 +38,14 @@ impl BatchTaken {
     /// Looks at the batch.
     ///
     /// # Errors
-    /// It has been answered.
-    fn with<T>(&self, look: impl FnOnce(&mut Taken) -> T) -> PyResult<T> {
+    /// It has been answered, or is the parent's of this forked child.
+    fn with<T>(&self, py: Python<'_>, look: impl FnOnce(&mut Taken) -> T) -> PyResult<T> {
+        check_fork(py)?;
         self.batch.lock().as_mut().map(look).ok_or_else(answered)
     }
 
-    fn take(&self) -> PyResult<Taken> {
+    fn take(&self, py: Python<'_>) -> PyResult<Taken> {
+        check_fork(py)?;
         self.batch.lock().take().ok_or_else(answered)
     }
 
@@ -93,8 +96,14 @@ fn answered() -> PyErr {
 
 impl Drop for BatchTaken {
     fn drop(&mut self) {
-        drop(self.batch.lock().take());
-        drop(self.duty.lock().take());
+        let batch = self.batch.get_mut().take();
+        if is_forked() {
+            // The parent answers it; here its lock may be held by a thread that does not exist.
+            std::mem::forget(batch);
+            return;
+        }
+        drop(batch);
+        drop(self.duty.get_mut().take());
         self.core.hub.flush_later();
     }
 }
@@ -108,8 +117,8 @@ impl BatchTaken {
     }
 
     #[getter]
-    fn tickets(&self) -> PyResult<Vec<u64>> {
-        self.with(|batch| batch.tickets().iter().map(|ticket| ticket.as_u64()).collect())
+    fn tickets(&self, py: Python<'_>) -> PyResult<Vec<u64>> {
+        self.with(py, |batch| batch.tickets().iter().map(|ticket| ticket.as_u64()).collect())
     }
 
     #[getter]
@@ -118,23 +127,23 @@ impl BatchTaken {
     }
 
     #[getter]
-    fn worker(&self) -> PyResult<u32> {
-        self.with(|batch| batch.worker())
+    fn worker(&self, py: Python<'_>) -> PyResult<u32> {
+        self.with(py, |batch| batch.worker())
     }
 
     #[getter]
-    fn reason(&self) -> PyResult<&'static str> {
-        self.with(|batch| batch.reason().as_str())
+    fn reason(&self, py: Python<'_>) -> PyResult<&'static str> {
+        self.with(py, |batch| batch.reason().as_str())
     }
 
     #[getter]
-    fn padded_size(&self) -> PyResult<usize> {
-        self.with(|batch| batch.padded_size())
+    fn padded_size(&self, py: Python<'_>) -> PyResult<usize> {
+        self.with(py, |batch| batch.padded_size())
     }
 
     #[getter]
-    fn cost(&self) -> PyResult<u64> {
-        self.with(|batch| batch.cost())
+    fn cost(&self, py: Python<'_>) -> PyResult<u64> {
+        self.with(py, |batch| batch.cost())
     }
 
     fn __len__(&self) -> usize {
@@ -142,19 +151,19 @@ impl BatchTaken {
     }
 
     /// Seconds for which somebody will wait for an item; `None` without a bound, 0 if nobody does any more.
-    fn remaining(&self, index: usize) -> PyResult<Option<f64>> {
-        self.with(|batch| batch.remaining(index).map(|left| left.as_secs_f64()))
+    fn remaining(&self, py: Python<'_>, index: usize) -> PyResult<Option<f64>> {
+        self.with(py, |batch| batch.remaining(index).map(|left| left.as_secs_f64()))
     }
 
     /// Whether nobody waits for an item any more.
-    fn cancelled(&self, index: usize) -> PyResult<bool> {
-        self.with(|batch| batch.is_cancelled(index))
+    fn cancelled(&self, py: Python<'_>, index: usize) -> PyResult<bool> {
+        self.with(py, |batch| batch.is_cancelled(index))
     }
 
     /// Answers one item ahead of the others; an exception fails it. False if it had been answered.
     fn resolve(&self, py: Python<'_>, index: usize, value: Bound<'_, PyAny>) -> PyResult<bool> {
         let answer = answer(value, &mut Vec::new());
-        let resolved = self.with(|batch| batch.resolve(index, answer))?;
+        let resolved = self.with(py, |batch| batch.resolve(index, answer))?;
         self.core.hub.settle(py)?;
         Ok(resolved)
     }
@@ -188,7 +197,7 @@ impl BatchTaken {
                 answers.push(answer(value?, &mut seen));
             }
         }
-        let Finished { resolved, late, lost } = self.take()?.complete(answers);
+        let Finished { resolved, late, lost } = self.take(py)?.complete(answers);
         self.over(py)?;
         Ok((resolved, late, lost))
     }
@@ -196,13 +205,13 @@ impl BatchTaken {
     /// Fails all items that are left; each caller gets an exception of its own with `error` as its cause.
     fn fail(&self, py: Python<'_>, error: Py<PyAny>) -> PyResult<()> {
         let size = self.streams.len();
-        self.take()?.fail(|_| Failure::Shared { cause: error.clone_ref(py), size });
+        self.take(py)?.fail(|_| Failure::Shared { cause: error.clone_ref(py), size });
         self.over(py)
     }
 
     /// Ends it: streams end here; what waits for one answer and has none fails.
     fn finish(&self, py: Python<'_>) -> PyResult<()> {
-        let mut batch = self.take()?;
+        let mut batch = self.take(py)?;
         for (index, stream) in self.streams.iter().enumerate() {
             if stream.is_some() {
                 batch.resolve(index, Ok(py.None()));
@@ -214,7 +223,7 @@ impl BatchTaken {
 
     /// Splits it in the middle, for a second run of each half; `None` if it cannot be split any more.
     fn split<'py>(&self, py: Python<'py>) -> PyResult<Option<(Bound<'py, Self>, Bound<'py, Self>)>> {
-        let halves = match self.take()?.split() {
+        let halves = match self.take(py)?.split() {
             Ok(halves) => halves,
             Err(batch) => {
                 *self.batch.lock() = Some(batch);
@@ -239,13 +248,13 @@ impl BatchTaken {
 
     /// Whether a batch that fails as a whole is to be split.
     #[getter]
-    fn isolates(&self) -> PyResult<bool> {
-        self.with(|batch| batch.isolates())
+    fn isolates(&self, py: Python<'_>) -> PyResult<bool> {
+        self.with(py, |batch| batch.isolates())
     }
 
     /// The function begins with it now: after `split`.
     fn rearm(&self, py: Python<'_>) -> PyResult<()> {
-        self.with(|batch| batch.rearm())?;
+        self.with(py, |batch| batch.rearm())?;
         self.core.hub.settle(py)
     }
 }
