@@ -193,7 +193,11 @@ impl Core {
                 break;
             };
             let taken = BatchTaken::of(self, batch, Some(Duty::new(self, worker))).bind(py)?;
-            on_batch.call1(py, (taken,))?;
+            if let Err(error) = on_batch.call1(py, (taken,)) {
+                // It may have kept the batch. Other places may be free.
+                self.plan_take();
+                return Err(error);
+            }
         }
         Ok(())
     }
