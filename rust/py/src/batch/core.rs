@@ -161,10 +161,7 @@ impl Core {
     pub(crate) fn run(self: &Arc<Self>, py: Python<'_>, task: Task) -> PyResult<()> {
         match task {
             Task::Take => self.take(py),
-            Task::Room => {
-                let feeders = std::mem::take(&mut *self.feeders.lock());
-                feeders.into_iter().try_for_each(|gathered| Gathered::feed(gathered.bind(py)))
-            }
+            Task::Room => self.feed(py),
             Task::Lost(worker) => {
                 self.give_up(worker);
                 match &self.callbacks.on_lost {
@@ -200,6 +197,21 @@ impl Core {
             }
         }
         Ok(())
+    }
+
+    /// Has the maps that wait go on, whoever was first last time being last now: while there is less room
+    /// than they want, each would otherwise wait for those before it to end.
+    fn feed(&self, py: Python<'_>) -> PyResult<()> {
+        let mut feeders = std::mem::take(&mut *self.feeders.lock());
+        if !feeders.is_empty() {
+            feeders.rotate_left(1);
+        }
+        let mut result = Ok(());
+        for gathered in feeders {
+            // What ends the program must not strand the others.
+            result = result.and(Gathered::feed(gathered.bind(py)));
+        }
+        result
     }
 
     /// A number for one more who runs a batch on the loop, if there may be one.
