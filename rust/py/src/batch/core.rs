@@ -309,6 +309,10 @@ fn tell_all(flags: &Mutex<Vec<Py<Flag>>>, value: bool) {
 impl Closes for Core {
     fn close(&self) {
         self.coordinator.close();
+        // Nobody tells them anything any more, and maps would keep this alive.
+        let waiting = (std::mem::take(&mut *self.feeders.lock()), std::mem::take(&mut *self.takers.lock()));
+        let quiet = std::mem::take(&mut *self.quiet.lock());
+        drop((waiting, quiet));
     }
 }
 

@@ -165,13 +165,22 @@ impl Hub {
     }
 
     /// Pushes an event. On the loop's own thread it is handled at the end of the turn, which whoever called
-    /// from Python plans by [`Self::settle`].
+    /// from Python plans by [`Self::settle`]. After the loop has ended it is dropped: what it names would be
+    /// kept alive by it, and keep the hub.
     pub(crate) fn put(&self, event: Event) {
+        let mut queue = self.queue.lock();
+        // Closing sets this first and empties the queue then.
+        if self.is_closed() {
+            drop(queue);
+            drop(event);
+            return;
+        }
+        queue.push_back(event);
+        drop(queue);
         if self.is_loop_thread() {
-            self.queue.lock().push_back(event);
             self.flush_wanted.store(true, Ordering::Relaxed);
         } else {
-            self.push(event);
+            self.wake();
         }
     }
 
