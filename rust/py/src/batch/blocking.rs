@@ -7,6 +7,7 @@ use parking_lot::{Condvar, Mutex};
 use pyo3::prelude::*;
 
 use super::reply::{Ended, Thing};
+use crate::runtime::check_process;
 
 /// How often a waiting thread looks for signals: only Python's main thread finds any.
 const SIGNALS_TICK: Duration = Duration::from_millis(50);
@@ -54,7 +55,7 @@ impl Blocked {
     /// Waits for the answer, with the interpreter detached.
     ///
     /// # Errors
-    /// A signal's handler raised.
+    /// A signal's handler raised, or the interpreter exits.
     pub(super) fn wait(&self, py: Python<'_>) -> PyResult<Ended> {
         loop {
             let answer = detached(py, || {
@@ -69,6 +70,8 @@ impl Blocked {
                 return Ok(ended);
             }
             py.check_signals()?;
+            // Whoever still waited then would be ended inside this frame.
+            check_process(py)?;
         }
     }
 }
