@@ -183,7 +183,9 @@ fn limit(value: &Bound<'_, PyAny>) -> PyResult<Timeout> {
 /// The earlier one of a timeout and a `deadline` by `time.monotonic`.
 fn until(py: Python<'_>, deadline: f64, timeout: Timeout) -> PyResult<Timeout> {
     let monotonic: f64 = py.import("time")?.call_method0("monotonic")?.extract()?;
-    let left = Duration::try_from_secs_f64((deadline - monotonic).max(0.0))
+    // What is over already is refused as expired; `max` would take what is no number for that.
+    let left = (deadline - monotonic).clamp(0.0, f64::INFINITY);
+    let left = Duration::try_from_secs_f64(left)
         .map_err(|_| PyValueError::new_err(format!("deadline must be a time.monotonic(), not {deadline}")))?;
     Ok(match timeout {
         Timeout::After(duration) if duration < left => timeout,
