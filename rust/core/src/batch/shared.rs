@@ -12,8 +12,7 @@ use super::notice::{Cause, Notice};
 use super::outcome::{Outcome, Reply};
 use super::queue::{Decided, End, Phase, Queue};
 use super::sync::{Condvar, Mutex, MutexGuard};
-use super::timer::{self, Timed};
-use crate::clock::NEVER;
+use super::timer::{self, Named, Timed};
 
 pub(super) struct Shared<T: Send + 'static, P: Reply<T>> {
     state: Mutex<State<T, P>>,
@@ -37,8 +36,7 @@ pub(super) struct State<T, P> {
     polled: bool,
     /// Somebody was told that a batch can be taken, and has not come yet.
     signalled: bool,
-    /// The earliest time that was named to the timer.
-    armed_ns: u64,
+    named: Named,
     quiet_told: bool,
 }
 
@@ -74,7 +72,7 @@ impl<T: Send + 'static, P: Reply<T>> Shared<T, P> {
                 // Whoever wants notices wants the first one too.
                 polled: notice.is_some(),
                 signalled: false,
-                armed_ns: NEVER,
+                named: Named::default(),
                 quiet_told: false,
             }),
             work: Condvar::default(),
@@ -117,10 +115,7 @@ impl<T: Send + 'static, P: Reply<T>> Shared<T, P> {
         }
         if !self.clock.is_manual() {
             let next_ns = state.queue.next_ns(free);
-            if next_ns < state.armed_ns {
-                state.armed_ns = next_ns;
-                todo.arm_ns = Some(next_ns);
-            }
+            todo.arm_ns = state.named.name(next_ns).then_some(next_ns);
         }
         if state.queue.wants_room && state.queue.made_room {
             state.queue.wants_room = false;
@@ -259,9 +254,7 @@ impl<T: Send + 'static, P: Reply<T>> Shared<T, P> {
         let mut decided = Vec::new();
         let now_ns = self.clock.now_ns();
         let mut state = self.lock();
-        if state.armed_ns <= now_ns {
-            state.armed_ns = NEVER;
-        }
+        state.named.pass(now_ns);
         let hung = state.queue.tick(now_ns, &mut decided);
         let mut todo = self.todo(&mut state, Cause::Other);
         drop(state);

@@ -1,7 +1,7 @@
 //! The one thread that waits for time, for any number of batchers: it sleeps until the earliest of what they
 //! named, and not at all while nothing is due. It is started by the first batcher that needs it.
 //!
-//! A batcher names a time only when it is earlier than the one it last named, so most items cost nothing here.
+//! A batcher names a time only when it is earlier than those it has named, so most items cost nothing here.
 //! A time that has become meaningless is not taken back: it costs one look.
 
 use std::cmp::Reverse;
@@ -13,6 +13,29 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use crate::clock::{NEVER, now_ns};
+
+/// The times that one batcher has named and that have not come: each earlier than the one before. Knowing the
+/// later ones too keeps it from naming a deadline anew whenever a window has ended before it.
+#[derive(Debug, Default)]
+pub(super) struct Named(Vec<u64>);
+
+impl Named {
+    /// Whether a time is to be named: it is earlier than all that were.
+    pub(super) fn name(&mut self, at_ns: u64) -> bool {
+        let earlier = at_ns < self.0.last().copied().unwrap_or(NEVER);
+        if earlier {
+            self.0.push(at_ns);
+        }
+        earlier
+    }
+
+    /// Times that have come are to be named again.
+    pub(super) fn pass(&mut self, now_ns: u64) {
+        while self.0.last().is_some_and(|&at_ns| at_ns <= now_ns) {
+            self.0.pop();
+        }
+    }
+}
 
 /// Somebody who has something to do at a time.
 pub(super) trait Timed: Send + Sync {
@@ -122,6 +145,23 @@ mod tests {
             self.told.lock().send(late_ns).unwrap();
             None
         }
+    }
+
+    #[test]
+    fn a_time_that_is_still_ahead_is_not_named_again_after_an_earlier_one() {
+        let (minute, mut named, mut count) = (60_000, Named::default(), 0);
+        for now in (0..1000).step_by(10) {
+            named.pass(now);
+            // The deadline of an item that comes now, and its window, which ends first.
+            count += usize::from(named.name(now + minute));
+            count += usize::from(named.name(now + 5));
+            named.pass(now + 5);
+            count += usize::from(named.name(now + minute));
+        }
+        assert_eq!(count, 101, "each window, and one deadline");
+        named.pass(minute);
+        assert!(named.name(minute + 1), "the next deadline is named when that one has come");
+        assert!(!named.name(NEVER));
     }
 
     #[test]
