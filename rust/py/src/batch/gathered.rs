@@ -192,16 +192,28 @@ impl Gathered {
         self.core.hub.settle(py)
     }
 
-    /// The list of answers; the first error, unless errors are wanted in it.
+    /// The list of answers; the first error, unless errors are wanted in it. They are read outside the lock,
+    /// since that may run Python; all has ended, so they can be put back.
     fn answers<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
         let (parts, broken) = {
             let mut state = self.state.lock();
-            (std::mem::take(&mut state.parts), state.broken.take())
+            (std::mem::take(&mut state.parts), state.broken.as_ref().map(|error| error.clone_ref(py)))
         };
+        let answers = self.read(py, &parts, broken);
+        self.state.lock().parts = parts;
+        answers
+    }
+
+    fn read<'py>(
+        &self,
+        py: Python<'py>,
+        parts: &[Part],
+        broken: Option<PyErr>,
+    ) -> PyResult<Bound<'py, PyList>> {
         let mut first = None;
         let mut answers = Vec::with_capacity(parts.len());
         for part in parts {
-            let answer = match &part {
+            let answer = match part {
                 Part::Ended(ended) => read(py, ended),
                 Part::Refused(error) => Err(error.clone_ref(py)),
                 Part::Pending(_) => Err(already_awaited("this map")),
