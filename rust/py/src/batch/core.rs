@@ -56,7 +56,8 @@ struct Crew {
 pub(crate) struct Core {
     pub(super) hub: Arc<Hub>,
     pub(super) coordinator: ForkSafe<Coordinator<Thing, Reply>>,
-    pub(super) callbacks: Callbacks,
+    /// Locked for no longer than to copy one: they are Python's.
+    pub(super) callbacks: Mutex<Callbacks>,
     keys: Numbers,
     clients: Numbers,
     notices: Arc<Notices>,
@@ -125,7 +126,7 @@ impl Core {
         let core = Arc::new(Self {
             hub: Arc::clone(hub),
             coordinator: ForkSafe::new(coordinator),
-            callbacks,
+            callbacks: Mutex::new(callbacks),
             keys: Numbers::default(),
             clients: Numbers::default(),
             notices: Arc::clone(&notices),
@@ -157,6 +158,15 @@ impl Core {
         }
     }
 
+    /// One of the callbacks, if it is wanted.
+    pub(super) fn callback(
+        &self,
+        py: Python<'_>,
+        which: impl FnOnce(&Callbacks) -> &Option<Py<PyAny>>,
+    ) -> Option<Py<PyAny>> {
+        which(&self.callbacks.lock()).as_ref().map(|callback| callback.clone_ref(py))
+    }
+
     /// Does something on the loop's thread.
     pub(crate) fn run(self: &Arc<Self>, py: Python<'_>, task: Task) -> PyResult<()> {
         match task {
@@ -164,7 +174,7 @@ impl Core {
             Task::Room => self.feed(py),
             Task::Lost(worker) => {
                 self.give_up(worker);
-                match &self.callbacks.on_lost {
+                match self.callback(py, |callbacks| &callbacks.on_lost) {
                     Some(on_lost) => on_lost.call1(py, (worker,)).map(drop),
                     None => Ok(()),
                 }
@@ -179,7 +189,7 @@ impl Core {
 
     fn take(self: &Arc<Self>, py: Python<'_>) -> PyResult<()> {
         self.notices.planned.store(false, Ordering::Release);
-        let Some(on_batch) = &self.callbacks.on_batch else {
+        let Some(on_batch) = self.callback(py, |callbacks| &callbacks.on_batch) else {
             self.coordinator.wake_workers();
             tell_all(&self.takers, !self.coordinator.is_closed() || !self.coordinator.is_quiet());
             return Ok(());

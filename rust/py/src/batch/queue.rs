@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use headrace::batch::{DispatchReason, Histogram, Refused, RejectReason, Taken, Terms, Ticket, Timeout};
 use pyo3::exceptions::{PyException, PyRuntimeError, PyTypeError, PyValueError};
+use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyInt, PyString};
 
@@ -105,15 +106,15 @@ impl Core {
         terms: &mut Terms,
     ) -> PyResult<(Option<Py<PyAny>>, Numbered)> {
         let py = object.py();
-        let by = |function: &Option<Py<PyAny>>, given: &Option<Py<PyAny>>| match (given, function) {
+        let by = |function: Option<Py<PyAny>>, given: &Option<Py<PyAny>>| match (given, function) {
             (Some(given), _) => Ok(Some(given.bind(py).clone())),
             (None, Some(function)) => function.bind(py).call1((object,)).map(Some),
             (None, None) => Ok(None),
         };
-        if let Some(cost) = by(&self.callbacks.cost, &asked.cost)? {
+        if let Some(cost) = by(self.callback(py, |callbacks| &callbacks.cost), &asked.cost)? {
             terms.cost = whole_cost(&cost)?;
         }
-        let key = by(&self.callbacks.key, &asked.key)?;
+        let key = by(self.callback(py, |callbacks| &callbacks.key), &asked.key)?;
         let client = asked.client.as_ref().map(|client| client.bind(py));
         if key.is_none() && client.is_none() {
             return Ok((None, Numbered::default()));
@@ -222,6 +223,22 @@ impl BatchQueue {
         hub.check(py)?;
         let callbacks = Callbacks { key, cost, on_batch, on_lost };
         Core::start(hub, settings.config(), callbacks).map(Self)
+    }
+
+    /// What the callbacks hold often holds the queue. While anything else has part in it (an item that
+    /// waits, a batch that runs), it is not to be collected.
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        if Arc::strong_count(&self.0) > 1 {
+            return Ok(());
+        }
+        let Some(callbacks) = self.0.callbacks.try_lock() else { return Ok(()) };
+        let Callbacks { key, cost, on_batch, on_lost } = &*callbacks;
+        [key, cost, on_batch, on_lost].into_iter().flatten().try_for_each(|callback| visit.call(callback))
+    }
+
+    fn __clear__(&self) {
+        let callbacks = std::mem::take(&mut *self.0.callbacks.lock());
+        drop(callbacks);
     }
 
     /// An item's answer, to be awaited.
