@@ -15,7 +15,8 @@ use pyo3::exceptions::{PyOverflowError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
-use crate::bridge::hub::{Closes, Hub, HubDriver};
+use crate::bridge::driver::HubDriver;
+use crate::bridge::hub::{Closes, Hub};
 use crate::bridge::loop_hub::LoopHub;
 use crate::errors::start_error;
 use crate::ffi::ForkSafe;

@@ -12,7 +12,8 @@ use parking_lot::Mutex;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
-use crate::bridge::hub::{Closes, Event, Hub, HubDriver, Slot, Target};
+use crate::bridge::driver::HubDriver;
+use crate::bridge::hub::{Closes, Event, Hub, Slot, Target};
 use crate::bridge::loop_hub::LoopHub;
 use crate::errors::start_error;
 use crate::ffi::ForkSafe;

@@ -110,11 +110,7 @@ impl Notice for Told {
 }
 
 impl Core {
-    pub(super) fn start(
-        hub: &Arc<Hub>,
-        config: &BatchConfig,
-        callbacks: Callbacks,
-    ) -> PyResult<Arc<Self>> {
+    pub(super) fn start(hub: &Arc<Hub>, config: &BatchConfig, callbacks: Callbacks) -> PyResult<Arc<Self>> {
         let notices = Arc::new(Notices {
             hub: Arc::clone(hub),
             core: OnceLock::new(),

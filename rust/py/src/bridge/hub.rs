@@ -15,7 +15,7 @@ use std::sync::{Arc, Weak};
 use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
-use headrace::link::{Driver, Link};
+use headrace::link::Link;
 use headrace::{Request, Responder};
 use parking_lot::Mutex;
 use pyo3::exceptions::PyRuntimeError;
@@ -297,6 +297,12 @@ impl Hub {
         self.loop_side.lock().as_ref().map(|side| side.this.clone_ref(py))
     }
 
+    /// Has a link flushed at the end of the loop's turn; on the loop's thread.
+    pub(super) fn flush_at_end_of_turn(&self, link: &Arc<Link>) {
+        self.dirty.lock().push(Arc::clone(link));
+        self.flush_wanted.store(true, Ordering::Relaxed);
+    }
+
     pub(super) fn flush_dirty(&self) {
         self.flush_wanted.store(false, Ordering::Relaxed);
         let links = std::mem::take(&mut *self.dirty.lock());
@@ -481,28 +487,5 @@ impl Hub {
 
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)
-    }
-}
-
-/// The hub as links see it. (A type of its own, since the trait is the core's.)
-#[derive(Debug)]
-pub(crate) struct HubDriver(pub(crate) Arc<Hub>);
-
-impl Driver for HubDriver {
-    fn attach(&self, link: Arc<Link>) {
-        self.0.push(Event::Attach(link));
-    }
-
-    fn flush_soon(&self, link: &Arc<Link>) {
-        if self.0.is_loop_thread() {
-            self.0.dirty.lock().push(Arc::clone(link));
-            self.0.flush_wanted.store(true, Ordering::Relaxed);
-        } else {
-            self.0.push(Event::Flush(Arc::clone(link)));
-        }
-    }
-
-    fn turns(&self) -> Option<u64> {
-        Some(self.0.turn())
     }
 }

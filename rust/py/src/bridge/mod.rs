@@ -7,8 +7,9 @@
 //! | [`wake`] | the descriptor that makes a loop call back |
 //! | [`waiter`] | what a task awaits while nothing is ready |
 //! | [`parking`] | a waker and a waiter as one place to wait |
-//! | [`reader`] | the callback of a link's socket |
+//! | [`reader`], [`driver`] | the callback of a link's socket; who watches and flushes links |
 
+pub(crate) mod driver;
 pub(crate) mod hub;
 pub(crate) mod loop_hub;
 pub(crate) mod parking;
