@@ -85,6 +85,12 @@ class Steps:
         self._fail(tickets, error)
         yield from self._forget(tickets)
 
+    def leave(self) -> Turn:
+        """Have the engine forget its requests, whose callers have been told."""
+        tickets = list(self._open)
+        self._open.clear()
+        yield from self._forget(tickets)
+
     def _join(self, room: int) -> Turn:
         while room > 0:
             joining = self._take(room)

@@ -39,6 +39,7 @@ class _Worker:
         self.number = number
         self.crew = crew
         self.given_up = False
+        self.is_awaited = False
         self.thread = threading.Thread(
             target=crew.run, args=(self,), name=f"headrace-{crew.name}-{number}", daemon=True
         )
@@ -108,6 +109,13 @@ class Threads:
         if lost is None:
             return
         self._forget(lost)
+        if self._work.kind is Kind.STEPS and not self._work.is_class:
+            # The engine is one and the same: not before the thread that hangs in it has left it.
+            lost.is_awaited = True
+        else:
+            self._replace(number)
+
+    def _replace(self, number: int) -> None:
         worker = self._launch(number)
         if worker is not None:
             late = _too_slow(self.name, self._startup_timeout)
@@ -176,6 +184,9 @@ class Threads:
                 self._broken(error)
 
     def _ended(self, worker: _Worker) -> None:
+        if worker.is_awaited and not self._queue.closed:
+            worker.is_awaited = False
+            self._replace(worker.number)
         self._alive.discard(worker)
         if not self._alive:
             self._gone.set()
@@ -237,6 +248,9 @@ class Threads:
             except BaseException as error:
                 # What would end the program ends the requests; others rely on the thread.
                 drive(steps.abort(error))
+        if not steps.idle:
+            # They have been told that the worker is lost. The engine may be used again.
+            drive(steps.leave())
 
     def _stop(self, hooks: Hooks) -> None:
         try:
