@@ -106,15 +106,20 @@ impl Core {
         terms: &mut Terms,
     ) -> PyResult<(Option<Py<PyAny>>, Numbered)> {
         let py = object.py();
+        let copy = |callback: &Option<Py<PyAny>>| callback.as_ref().map(|callback| callback.clone_ref(py));
+        let (key, cost) = {
+            let callbacks = self.callbacks.lock();
+            (copy(&callbacks.key), copy(&callbacks.cost))
+        };
         let by = |function: Option<Py<PyAny>>, given: &Option<Py<PyAny>>| match (given, function) {
             (Some(given), _) => Ok(Some(given.bind(py).clone())),
             (None, Some(function)) => function.bind(py).call1((object,)).map(Some),
             (None, None) => Ok(None),
         };
-        if let Some(cost) = by(self.callback(py, |callbacks| &callbacks.cost), &asked.cost)? {
+        if let Some(cost) = by(cost, &asked.cost)? {
             terms.cost = whole_cost(&cost)?;
         }
-        let key = by(self.callback(py, |callbacks| &callbacks.key), &asked.key)?;
+        let key = by(key, &asked.key)?;
         let client = asked.client.as_ref().map(|client| client.bind(py));
         if key.is_none() && client.is_none() {
             return Ok((None, Numbered::default()));
