@@ -189,6 +189,17 @@ async def test_maps_take_turns_when_there_is_room() -> None:
     long.cancel()
 
 
+@pytest.mark.asyncio
+async def test_what_came_between_the_last_look_and_the_wait_is_told() -> None:
+    batcher = queue()
+    assert batcher.try_take(0, 1) is None
+    batcher.submit(1)
+    # Told now, when nobody listens.
+    await turns()
+    assert await guarded(batcher.takable()) is True
+    batcher.try_take(0, 1).complete([None])
+
+
 # --- keys and clients ---
 
 

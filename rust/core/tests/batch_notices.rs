@@ -26,6 +26,24 @@ fn the_first_arrival_is_told_of_and_no_other_until_somebody_looks() {
 }
 
 #[test]
+fn who_asks_is_told_of_what_can_be_taken_already_and_of_what_comes() {
+    let bench = Bench::new(config());
+    assert!(bench.try_take().is_none());
+    bench.submit(0);
+    assert_eq!(bench.heard.take(), ["arrival"], "and nobody comes");
+    bench.coordinator.wake_workers();
+    bench.submit(1);
+    assert_eq!(bench.heard.take(), [""; 0]);
+    bench.coordinator.ask();
+    assert_eq!(bench.heard.take(), ["other"]);
+    answer(bench.take());
+    bench.coordinator.ask();
+    assert_eq!(bench.heard.take(), [""; 0]);
+    bench.submit(2);
+    assert_eq!(bench.heard.take(), ["arrival"]);
+}
+
+#[test]
 fn a_window_is_told_of_when_it_ends() {
     let bench = Bench::new(BatchConfig { max_latency: ms(5), ..config() });
     bench.submit(0);

@@ -150,6 +150,12 @@ impl<T: Send + 'static, P: Reply<T>> Coordinator<T, P> {
         self.shared.wait_ready()
     }
 
+    /// Has [`Notice::ready`] called when a batch can be taken, at once if one can: as after a
+    /// [`Self::try_take`] that found nothing, for who has done something else since.
+    pub fn ask(&self) {
+        self.shared.ask();
+    }
+
     /// Wakes one parked thread if a batch can be taken; it wakes the next if there is another. What a
     /// [`Notice`] calls.
     pub fn wake_workers(&self) {

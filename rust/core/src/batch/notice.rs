@@ -26,7 +26,7 @@ pub trait Notice: Send + Sync + 'static {
     }
 
     /// A batch can be taken, and a worker is free: parked, or its last [`super::Coordinator::try_take`] came
-    /// back without a batch. Not repeated until somebody has tried to take.
+    /// back without a batch, or it asked ([`super::Coordinator::ask`]). Not repeated until somebody has tried to take.
     fn ready(&self, cause: Cause);
 
     /// A submit was refused for lack of room ([`super::RejectReason::passes`]) and now there is some.

@@ -217,6 +217,16 @@ impl<T: Send + 'static, P: Reply<T>> Shared<T, P> {
         ready.is_some()
     }
 
+    /// Has the next batch that can be taken told of; one that can be already is told of from here.
+    pub(super) fn ask(&self) {
+        let mut decided = Vec::new();
+        let now_ns = self.clock.now_ns();
+        let mut state = self.lock();
+        state.queue.look(now_ns, &mut decided);
+        state.polled = true;
+        self.follow(state, Cause::Other, decided);
+    }
+
     pub(super) fn wake_workers(&self) {
         let mut state = self.lock();
         let wake = state.parked > 0 && state.queue.is_ready();

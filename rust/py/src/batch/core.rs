@@ -252,6 +252,8 @@ impl Core {
         let flag = Py::new(py, Flag::new(&self.hub, over.then_some(false)))?;
         if !over {
             self.takers.lock().push(flag.clone_ref(py));
+            // What has come since the last look was perhaps told when nobody listened.
+            self.coordinator.ask();
         }
         Ok(flag)
     }

@@ -377,10 +377,12 @@ impl BatchQueue {
         Ok(detached(py, || self.0.coordinator.wait_ready()))
     }
 
-    /// The same for a task of the loop, after `try_take` has found nothing.
+    /// The same for a task of the loop.
     fn takable(&self, py: Python<'_>) -> PyResult<Py<Flag>> {
         self.check(py)?;
-        self.0.takable(py)
+        let flag = self.0.takable(py)?;
+        self.0.hub.settle(py)?;
+        Ok(flag)
     }
 
     fn configure(&self, py: Python<'_>, settings: &BatchSettings) -> PyResult<()> {
