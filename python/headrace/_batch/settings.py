@@ -88,16 +88,13 @@ class AsyncProcessor(Protocol[T, R_co]):
 
 
 class StepEngine(Protocol[T, R_co]):
-    """An engine that requests join and leave between steps. Its methods are never called at the same time.
-
-    An engine whose ``step`` is asynchronous runs on the loop; its other methods may be either.
-    """
+    """An engine that requests join and leave between steps. Its methods are never called at the same time."""
 
     def add(self, requests: list[tuple[Ticket, T]], /) -> Any:
         """Take these requests. If it raises, they fail."""
         ...
 
-    def step(self) -> Any:
+    def step(self) -> Sequence[tuple[Ticket, R_co | Exception | Literal[Marker.DONE, Marker.SKIP], bool]]:
         """Go on with all requests: a list of ``(ticket, result, done)``. A result is one item of the
         request's stream; ``headrace.SKIP`` is none, and an exception fails that request alone. If it raises,
         all fail.
@@ -111,6 +108,17 @@ class StepEngine(Protocol[T, R_co]):
     def capacity(self) -> Any:
         """How many more requests it has room for now. Ignored, and taken for 1, while it has none."""
         ...
+
+
+class AsyncStepEngine(Protocol[T, R_co]):
+    """The same, on the loop: ``step`` is asynchronous, and the other methods may be."""
+
+    def add(self, requests: list[tuple[Ticket, T]], /) -> Any: ...
+    def step(
+        self,
+    ) -> Awaitable[Sequence[tuple[Ticket, R_co | Exception | Literal[Marker.DONE, Marker.SKIP], bool]]]: ...
+    def remove(self, tickets: list[Ticket], /) -> Any: ...
+    def capacity(self) -> Any: ...
 
 
 Yielded: TypeAlias = (
@@ -129,6 +137,8 @@ BatchFunction: TypeAlias = (
     | Callable[[], Processor[T, R]]
     | Callable[[], AsyncProcessor[T, R]]
     | StepEngine[T, R]
+    | AsyncStepEngine[T, R]
     | Callable[[], StepEngine[T, R]]
+    | Callable[[], AsyncStepEngine[T, R]]
 )
 """What a batcher runs."""

@@ -1,6 +1,6 @@
 //! Batching as Python sees it: a queue for each batcher, what its submitters await, and the batches that its
 //! function gets. What is decided about an item is decided in `headrace::batch`; which kinds of function there
-//! are, and how each is run, is in `headrace/_batching.py`.
+//! are, and how each is run, is in `headrace/_batch/`.
 //!
 //! | module | what lives there |
 //! |---|---|
