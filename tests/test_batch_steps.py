@@ -144,6 +144,23 @@ async def test_a_request_that_is_cancelled_leaves_at_the_next_step(kind):
 
 
 @each_engine
+async def test_a_request_whose_reader_breaks_out_leaves_too(kind):
+    engine = kind()
+    async with batching(engine) as batcher:
+        async for number in batcher.stream(FOREVER):
+            if number == 2:
+                break
+        await eventually(lambda: engine.requests == {})
+        assert batcher.stats().cancelled == 1
+        # One that was never read, and one that is still held.
+        batcher.stream(FOREVER)
+        held = batcher.stream(3)
+        assert await collected(held) == [0, 1, 2]
+        await eventually(lambda: engine.requests == {})
+        assert batcher.stats().cancelled == 2
+
+
+@each_engine
 async def test_a_request_that_expired_or_was_cancelled_before_is_never_added(kind):
     engine = kind()
     engine.room = 1

@@ -244,7 +244,8 @@ class Batcher(Generic[T, R]):
     def stream(self, item: T, **terms: Unpack[Terms]) -> AsyncIterator[R]:
         """Submit an item to a streaming function or a step engine, and iterate over what it yields for it.
 
-        Closing the iterator (``aclose``, ``async with``) or cancelling whoever waits for it cancels the item.
+        Closing the iterator (``aclose``, ``async with``), dropping it or cancelling whoever waits for it
+        cancels the item.
         It is admitted or refused in this call. Up to 65,536 items may lie unread; beyond that it ends with
         ``SlowConsumer``.
 

@@ -264,7 +264,7 @@ impl Core {
         self.quiet.lock().push(flag.clone_ref(py));
         // Looked at afterwards, so that one of the two sees the other.
         if self.coordinator.is_quiet() {
-            flag.get().set(true);
+            tell_all(&self.quiet, true);
         }
         Ok(flag)
     }

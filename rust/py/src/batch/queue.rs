@@ -15,7 +15,7 @@ use super::flag::Flag;
 use super::gathered::Gathered;
 use super::reply::{Numbered, Reply, Thing, Waits, read};
 use super::settings::BatchSettings;
-use super::stream::BatchStream;
+use super::stream::{BatchStream, Yielded};
 use super::submission::{Answering, Submission};
 use super::taken::BatchTaken;
 use crate::bridge::loop_hub::LoopHub;
@@ -136,9 +136,7 @@ impl Core {
     ) -> Result<Ticket, Box<Refused<Thing, Reply>>> {
         let Item { mut thing, terms, numbered } = item;
         thing.stream = match &waits {
-            // Attached: this runs in a call from Python.
-            #[expect(clippy::disallowed_methods, reason = "submits come from Python, which is attached")]
-            Waits::Stream(stream) => Some(Python::attach(|py| stream.clone_ref(py))),
+            Waits::Stream(stream) => Some(Arc::clone(stream)),
             Waits::One(_) | Waits::Part(..) | Waits::Thread(_) => None,
         };
         // A map comes again when there is room.
@@ -339,10 +337,11 @@ impl BatchQueue {
         self.check(py)?;
         let asked = Asked::of(terms)?;
         let item = self.0.item(item, &asked)?;
-        let stream = Bound::new(py, BatchStream::new(&self.0))?;
-        let submitted = self.0.submit_item(item, Waits::Stream(stream.clone().unbind()));
+        let yielded = Yielded::new(&self.0);
+        let stream = Bound::new(py, BatchStream::new(Arc::clone(&yielded)))?;
+        let submitted = self.0.submit_item(item, Waits::Stream(Arc::clone(&yielded)));
         let ticket = submitted.map_err(|refused| self.0.refusal(py, &refused))?;
-        stream.get().admitted(ticket);
+        yielded.admitted(ticket);
         self.0.hub.settle(py)?;
         Ok(stream)
     }

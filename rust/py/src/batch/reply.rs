@@ -9,7 +9,7 @@ use pyo3::prelude::*;
 use super::blocking::Blocked;
 use super::core::Core;
 use super::gathered::Gathered;
-use super::stream::BatchStream;
+use super::stream::Yielded;
 use super::submission::Submission;
 use crate::bridge::hub::Event;
 use crate::errors::batch_error;
@@ -21,7 +21,7 @@ pub(crate) struct Thing {
     /// What only items with an equal one share a batch with.
     pub(super) key: Option<Py<PyAny>>,
     /// Who reads what the function yields for it, if that is more than one value.
-    pub(super) stream: Option<Py<BatchStream>>,
+    pub(super) stream: Option<Arc<Yielded>>,
 }
 
 /// The numbers of an item's key and client; 0 without one.
@@ -120,7 +120,7 @@ pub(super) enum Waits {
     One(Py<Submission>),
     /// One of many, by its place among them.
     Part(Py<Gathered>, usize),
-    Stream(Py<BatchStream>),
+    Stream(Arc<Yielded>),
     Thread(Arc<Blocked>),
 }
 
@@ -137,7 +137,7 @@ pub(crate) struct Reply {
 pub(crate) enum Told {
     One(Py<Submission>),
     Many(Py<Gathered>),
-    Stream(Py<BatchStream>),
+    Stream(Arc<Yielded>),
 }
 
 impl Told {
@@ -145,7 +145,7 @@ impl Told {
         match self {
             Self::One(submission) => submission.get().wake(py),
             Self::Many(gathered) => gathered.get().wake(py),
-            Self::Stream(stream) => stream.get().wake(py),
+            Self::Stream(stream) => stream.wake(py),
         }
     }
 }
@@ -169,7 +169,7 @@ impl CoreReply<Thing> for Reply {
                 (is_last || !core.hub.is_loop_thread()).then(|| Told::Many(gathered))
             }
             Waits::Stream(stream) => {
-                stream.get().settle(outcome, item);
+                stream.settle(outcome, item);
                 Some(Told::Stream(stream))
             }
             Waits::Thread(blocked) => {

@@ -15,7 +15,7 @@ use crate::bridge::parking::Parking;
 use crate::bridge::waiter::{Waiter, already_awaited};
 use crate::ffi::raise_stop_iteration;
 use crate::response::{Immediate, thrown};
-use crate::runtime::check_fork;
+use crate::runtime::{check_fork, is_forked};
 
 /// Items that may lie unread. A function serves many readers at once, so it cannot wait for a slow one.
 const UNREAD_MAX: usize = 65_536;
@@ -34,17 +34,16 @@ struct State {
     ready_run: u32,
 }
 
-/// What is yielded for one item. Closing it, or leaving it while it waits, cancels the item.
-#[pyclass(frozen, weakref, module = "headrace._headrace")]
+/// What is yielded for one item, between its function and its reader.
 #[derive(Debug)]
-pub(crate) struct BatchStream {
+pub(crate) struct Yielded {
     core: Arc<Core>,
     state: Mutex<State>,
 }
 
-impl BatchStream {
-    pub(super) fn new(core: &Arc<Core>) -> Self {
-        Self { core: Arc::clone(core), state: Mutex::default() }
+impl Yielded {
+    pub(super) fn new(core: &Arc<Core>) -> Arc<Self> {
+        Arc::new(Self { core: Arc::clone(core), state: Mutex::default() })
     }
 
     pub(super) fn admitted(&self, ticket: Ticket) {
@@ -52,10 +51,9 @@ impl BatchStream {
     }
 
     /// One more item; false when nobody reads it any more.
-    pub(super) fn push(slf: &Bound<'_, Self>, value: Py<PyAny>) -> bool {
-        let this = slf.get();
+    pub(super) fn push(self: &Arc<Self>, value: Py<PyAny>) -> bool {
         let (taken, overrun) = {
-            let mut state = this.state.lock();
+            let mut state = self.state.lock();
             let taken = state.ended.is_none() && state.items.len() < UNREAD_MAX;
             let overrun = !taken && state.ended.is_none();
             if taken {
@@ -66,9 +64,9 @@ impl BatchStream {
             (taken, state.ticket.filter(|_| overrun))
         };
         if let Some(ticket) = overrun {
-            this.core.coordinator.cancel(ticket);
+            self.core.coordinator.cancel(ticket);
         }
-        this.core.hub.put(Event::Answered(Told::Stream(slf.clone().unbind())));
+        self.core.hub.put(Event::Answered(Told::Stream(Arc::clone(self))));
         taken
     }
 
@@ -88,17 +86,45 @@ impl BatchStream {
         waiter.map_or(Ok(()), |waiter| Waiter::complete(waiter.bind(py)))
     }
 
-    fn cancel_item(&self, py: Python<'_>) -> PyResult<()> {
-        check_fork(py)?;
-        let (ticket, items) = {
+    /// Nobody reads any more.
+    fn abandon(&self) {
+        let (ticket, unread) = {
             let mut state = self.state.lock();
-            (state.ticket.filter(|_| state.ended.is_none()), std::mem::take(&mut state.items))
+            let ticket = state.ticket.filter(|_| state.ended.is_none());
+            (ticket, (std::mem::take(&mut state.items), state.item.take()))
         };
-        drop(items);
+        drop(unread);
         if let Some(ticket) = ticket {
             self.core.coordinator.cancel(ticket);
         }
-        self.core.hub.settle(py)
+    }
+}
+
+/// What a reader has of it. Closing or dropping it, or leaving it while it waits, cancels the item.
+#[pyclass(frozen, weakref, module = "headrace._headrace")]
+#[derive(Debug)]
+pub(crate) struct BatchStream(Arc<Yielded>);
+
+impl BatchStream {
+    pub(super) const fn new(yielded: Arc<Yielded>) -> Self {
+        Self(yielded)
+    }
+
+    fn cancel_item(&self, py: Python<'_>) -> PyResult<()> {
+        check_fork(py)?;
+        self.0.abandon();
+        self.0.core.hub.settle(py)
+    }
+}
+
+impl Drop for BatchStream {
+    fn drop(&mut self) {
+        if !is_forked() {
+            self.0.abandon();
+            let parking = self.0.state.lock().parking.take();
+            drop(parking);
+            self.0.core.hub.flush_later();
+        }
     }
 }
 
@@ -130,15 +156,15 @@ impl BatchStream {
 
     fn __next__(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
         check_fork(py)?;
-        let hub = &self.core.hub;
-        match self.look() {
+        let hub = &self.0.core.hub;
+        match self.0.look() {
             Found::Item(item) => raise_stop_iteration(item.into_bound(py)),
             Found::Turn => Ok(Some(py.None())),
-            Found::End => Err(self.ending(py)),
+            Found::End => Err(self.0.ending(py)),
             Found::Nothing(parking) => {
                 let parking = parking.map_or_else(|| hub.parking(py), Ok)?;
                 let waiter = (!parking.is_awaited()).then(|| parking.arm(py));
-                self.state.lock().parking = Some(parking);
+                self.0.state.lock().parking = Some(parking);
                 waiter.map(Some).ok_or_else(|| already_awaited("this stream"))
             }
         }
@@ -177,7 +203,7 @@ impl BatchStream {
     }
 }
 
-impl BatchStream {
+impl Yielded {
     fn look(&self) -> Found {
         let mut state = self.state.lock();
         if state.ready_run >= READY_RUN_MAX {

@@ -10,7 +10,7 @@ use pyo3::types::{PyBytes, PyDict, PyList, PySet, PyString};
 
 use super::core::{Core, Duty};
 use super::reply::{Failure, Reply, Thing};
-use super::stream::BatchStream;
+use super::stream::Yielded;
 use crate::runtime::{check_fork, is_forked};
 
 type Taken = Batch<Thing, Reply>;
@@ -23,7 +23,7 @@ pub(crate) struct BatchTaken {
     batch: Mutex<Option<Taken>>,
     items: Py<PyList>,
     /// Who reads what is yielded for each item, where that is wanted.
-    streams: Vec<Option<Py<BatchStream>>>,
+    streams: Vec<Option<Arc<Yielded>>>,
     key: Option<Py<PyAny>>,
     /// Until it has been answered; halves of a batch that was split share it.
     duty: Mutex<Option<Arc<Duty>>>,
@@ -171,7 +171,7 @@ impl BatchTaken {
     /// One more item for whoever streams what is yielded for an item. False if nobody reads it any more.
     fn push(&self, py: Python<'_>, index: usize, value: Py<PyAny>) -> PyResult<bool> {
         let Some(Some(stream)) = self.streams.get(index) else { return Ok(false) };
-        let taken = BatchStream::push(stream.bind(py), value);
+        let taken = stream.push(value);
         self.core.hub.settle(py)?;
         Ok(taken)
     }
@@ -234,7 +234,7 @@ impl BatchTaken {
         let mut things = objects.iter().map(Bound::unbind).zip(&self.streams).map(|(object, stream)| Thing {
             object,
             key: self.key.as_ref().map(|key| key.clone_ref(py)),
-            stream: stream.as_ref().map(|stream| stream.clone_ref(py)),
+            stream: stream.clone(),
         });
         let duty = self.duty.lock().take();
         let half = |batch: Taken, things: Vec<Thing>| {
