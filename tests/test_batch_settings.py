@@ -316,8 +316,10 @@ async def test_generics_are_subscriptable_and_figures_shown():
         assert (
             stats.avg_queue_wait is stats.avg_formation is stats.rejection_rate is stats.timeout_rate is None
         )
+        assert stats.min_batch_size_seen == stats.max_batch_size_seen == 0
         await batcher.submit(1)
         stats = batcher.stats()
+        assert stats.min_batch_size_seen == stats.max_batch_size_seen == 1
         assert "items=1/1" in str(stats)
         assert stats.avg_processing > 0 and stats.avg_queue_wait > 0
         assert stats.execution.bounds[-1] == math.inf

@@ -59,6 +59,8 @@ class BatchStats:
         abandoned: items that the function has and nobody waits for any more.
         in_flight: batches that the function has.
         max_batch_size: as configured.
+        min_batch_size_seen: items of the smallest batch so far; 0 before the first.
+        max_batch_size_seen: items of the largest batch so far.
         batch_size: items of each batch.
         fill: items of each batch as a share of ``max_batch_size``.
         batch_cost: cost of each batch.
@@ -86,6 +88,8 @@ class BatchStats:
     abandoned: int = 0
     in_flight: int = 0
     max_batch_size: int = 0
+    min_batch_size_seen: int = 0
+    max_batch_size_seen: int = 0
     batch_size: Histogram = Histogram()
     fill: Histogram = Histogram()
     batch_cost: Histogram = Histogram()

@@ -415,4 +415,9 @@ fn counts_and_histograms_tell_of_each_batch() {
     near(stats.queue_wait.sum(), 0.009);
     near(stats.formation.sum(), 0.004);
     near(stats.execution.sum(), 0.007);
+    assert_eq!((stats.min_batch_size_seen, stats.max_batch_size_seen), (3, 3));
+    bench.submit(3);
+    answer(bench.take());
+    let stats = bench.stats();
+    assert_eq!((stats.min_batch_size_seen, stats.max_batch_size_seen), (1, 3));
 }

@@ -236,6 +236,10 @@ impl<T, P> Queue<T, P> {
         if let Some(count) = self.stats.batches.get_mut(reason as usize) {
             *count += 1;
         }
+        let stats = &mut self.stats;
+        let is_first = stats.max_batch_size_seen == 0;
+        stats.min_batch_size_seen = if is_first { len } else { stats.min_batch_size_seen.min(len) };
+        stats.max_batch_size_seen = stats.max_batch_size_seen.max(len);
         self.stats.batch_size.record(len as u64);
         self.stats.fill.record((len * 100 / self.rules.size.max(1)) as u64);
     }

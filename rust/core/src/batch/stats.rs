@@ -223,6 +223,10 @@ pub struct BatchStats {
     pub in_flight: usize,
     /// Most items of one batch, as configured.
     pub max_batch_size: usize,
+    /// Items of the smallest batch so far; 0 before the first.
+    pub min_batch_size_seen: usize,
+    /// Items of the largest batch so far.
+    pub max_batch_size_seen: usize,
     /// Items of each batch.
     pub batch_size: Histogram,
     /// Items of each batch as a share of `max_batch_size`.
@@ -259,6 +263,8 @@ impl Default for BatchStats {
             abandoned: 0,
             in_flight: 0,
             max_batch_size: 0,
+            min_batch_size_seen: 0,
+            max_batch_size_seen: 0,
             batch_size: Histogram::new(Scale::Count),
             fill: Histogram::new(Scale::Percent),
             batch_cost: Histogram::new(Scale::Count),

@@ -463,6 +463,8 @@ impl BatchQueue {
             ("abandoned", stats.abandoned as u64),
             ("in_flight", stats.in_flight as u64),
             ("max_batch_size", stats.max_batch_size as u64),
+            ("min_batch_size_seen", stats.min_batch_size_seen as u64),
+            ("max_batch_size_seen", stats.max_batch_size_seen as u64),
         ] {
             dict.set_item(name, count)?;
         }
