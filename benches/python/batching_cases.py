@@ -15,8 +15,8 @@ from scenarios import Aim, Metric, Scenario
 class Case(Scenario):
     """One block of the report.
 
-    `arms` are all that can do it. The measured core is kept from sleeping where the case `is_awake`. The runner
-    looks at an idle process for `watched_s`. Where a figure does not vary, `repeats_max` saves time.
+    `arms` are all that can do it. The measured core is kept from sleeping where the case `is_awake`. The
+    runner looks at an idle process for `watched_s`. Where a figure does not vary, `repeats_max` saves time.
     """
 
     arms: tuple[str, ...] = ()

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from batching_arms import BATCH_SIZE, Function
 
-# A model on another device: a batch costs so much, and each of its items so much more. Python is free meanwhile.
+# A model on another device: so much for a batch, and so much more for each item. Python is free meanwhile.
 BATCH_S, ITEM_S = 2e-3, 10e-6
 
 _PR_SET_TIMERSLACK = 29
