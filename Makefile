@@ -9,7 +9,7 @@ STAMPS := $(VENV)/.stamps
 SOURCES := Cargo.toml Cargo.lock pyproject.toml README.md LICENSE \
 	$(shell find rust python -type f \( -name '*.rs' -o -name '*.py' -o -name '*.pyi' -o -name '*.toml' \))
 
-.PHONY: help demo test test-rust test-model test-python check bench bench-peers bench-chart guard soak fuzz wheel wheel-abi3 clean
+.PHONY: help demo test test-rust test-model test-python test-examples check bench bench-peers bench-chart guard soak fuzz wheel wheel-abi3 clean
 
 help:
 	@echo "make demo    serve a real language model with two workers and stream from it, then classify files in batches"
@@ -85,6 +85,10 @@ test-model:
 test-python: $(STAMPS)/wheel-audit $(STAMPS)/test-packages test-rust
 	HEADRACE_RUST_EXAMPLES=$(CURDIR)/target/fast/examples \
 	HEADRACE_FAULTPROXY=$(CURDIR)/target/fast/faultproxy $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# What the examples run on needs packages that nothing else does; without them these tests are skipped.
+test-examples: $(STAMPS)/wheel-audit $(STAMPS)/test-packages $(STAMPS)/demo-packages
+	$(BIN)/python -m pytest tests/test_example_models.py $(PYTEST_ARGS)
 
 check: $(STAMPS)/lint-packages $(STAMPS)/test-packages $(STAMPS)/wheel-audit
 	$(CARGO) fmt --all --check
