@@ -94,13 +94,14 @@ impl Responder {
     }
 
     /// An item has been pushed, or not: only one that has been tells of a sound engine.
+    #[inline]
     fn pushed(&self, pushed: Result<Pushed, EncodeError>) -> Result<Pushed, PushError> {
-        if pushed.is_ok() {
-            self.answered();
-        }
-        push_result(pushed)
+        let pushed = push_result(pushed)?;
+        self.answered();
+        Ok(pushed)
     }
 
+    #[inline]
     fn answered(&self) {
         if let Some(pulse) = &self.pulse {
             pulse.answered();
