@@ -267,7 +267,13 @@ async def main():
         batcher = hr.Batcher(double, workers=2)
         assert await batcher.map(range(10)) == [number * 2 for number in range(10)]
         await batcher.aclose()
-    print([t.name for t in threading.enumerate() if t.name.startswith("headrace-double")], flush=True)
+    # A thread has told that it stops, and is gone a moment later.
+    for _ in range(2000):
+        left = [t.name for t in threading.enumerate() if t.name.startswith("headrace-double")]
+        if not left:
+            break
+        await asyncio.sleep(0.01)
+    print(left, flush=True)
 
 asyncio.run(main())
 """

@@ -149,7 +149,7 @@ async def test_a_start_that_fails_says_why(kind, hook, which):
     # What has been set up is torn down.
     expected = {"on_start": 0, "warmup": 2 if kind == "thread" else 1}[which]
     await eventually(lambda: len(log) == expected)
-    assert not [t for t in threading.enumerate() if t.name.startswith("headrace-m-")]
+    await eventually(lambda: not [t for t in threading.enumerate() if t.name.startswith("headrace-m-")])
 
 
 @pytest.mark.parametrize(("kind", "hook"), FAILURES)

@@ -15,13 +15,12 @@ from scenarios import Aim, Metric, Scenario
 class Case(Scenario):
     """One block of the report.
 
-    `arms` are all that can do it. The measured core is kept from sleeping where the case `is_awake`. The
-    runner looks at an idle process for `watched_s`. Where a figure does not vary, `repeats_max` saves time.
+    `arms` are all that can do it. The runner looks at an idle process for `watched_s`. Where a figure does
+    not vary, `repeats_max` saves time.
     """
 
     arms: tuple[str, ...] = ()
     run: Callable[[Place], Awaitable[Figures]] = field(kw_only=True)
-    is_awake: bool = False
     watched_s: float | None = None
     repeats_max: int = 1_000
 
@@ -49,7 +48,6 @@ def _load(share: float) -> Case:
         {"seconds": 0.6, "pace_calls": 15},
         arms=("headrace", "eager"),
         run=waiting,
-        is_awake=True,
     )
 
 
@@ -75,7 +73,6 @@ def _overload(times: float) -> Case:
         {"seconds": 1.3, "pace_calls": 15},
         arms=("headrace", "headrace-fifo", "eager"),
         run=overload,
-        is_awake=True,
     )
 
 
@@ -141,7 +138,6 @@ _ALL = (
         {"items": 5_120},
         arms=("bare", *_PEERS, "mosec"),
         run=slow,
-        is_awake=True,
     ),
     Case(
         "poisson",

@@ -4,13 +4,11 @@ import asyncio
 import json
 import os
 import sys
-from contextlib import nullcontext
 from typing import Any
 
 import uvloop
 
 from batching_arms import BATCHING_ARMS
-from batching_awake import awake
 from batching_cases import CASES
 from batching_place import Place
 from server import tell
@@ -26,6 +24,4 @@ if __name__ == "__main__":
     job: dict[str, Any] = json.loads(sys.argv[1])
     # Before anything starts a thread: threads inherit it.
     os.sched_setaffinity(0, {job["cpu"]})
-    run = {"uvloop": uvloop.run, "asyncio": asyncio.run}[job["loop"]]
-    with awake(job["cpu"]) if CASES[job["case"]].is_awake else nullcontext():
-        run(main(job))
+    {"uvloop": uvloop.run, "asyncio": asyncio.run}[job["loop"]](main(job))
