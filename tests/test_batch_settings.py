@@ -227,6 +227,13 @@ async def test_what_is_no_function_of_a_batch_is_refused(function, words):
         hr.Batcher(function)
 
 
+@pytest.mark.parametrize("value", [1.5, "7", [1]])
+@pytest.mark.parametrize("setting", ["max_batch_size", "workers", "queue_capacity", "priorities", "max_cost"])
+async def test_a_setting_of_another_type_is_refused_by_its_name(setting, value):
+    with pytest.raises(TypeError, match=f"{setting} must be a whole number, not .*{type(value).__name__}"):
+        hr.Batcher(double, **{setting: value})
+
+
 async def nothing():
     pass
 

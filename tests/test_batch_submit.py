@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -348,6 +349,75 @@ async def test_a_function_that_waits_for_its_own_batcher_is_served_while_a_worke
         # However many try at once, each is served or refused.
         answers = await gathered(*(batcher.submit(2, key=number) for number in range(10)))
         assert all(answer == 0 or type(answer) is hr.BatchFailed for answer in answers)
+
+
+async def test_a_task_of_a_function_that_would_wait_without_a_bound_is_refused():
+    async def by_a_task(batch):
+        async def helper(item):
+            return await batcher.submit(item - 1)
+
+        return [await asyncio.create_task(helper(item)) if item else 0 for item in batch]
+
+    async with batching(by_a_task, timeout=None) as batcher:
+        with pytest.raises(hr.BatchFailed, match="without a bound"):
+            await asyncio.wait_for(batcher.submit(1), GUARD)
+        assert await asyncio.wait_for(batcher.submit(0), GUARD) == 0
+
+
+async def test_a_task_of_a_function_whose_wait_is_bounded_is_let_in():
+    async def by_a_task(batch):
+        async def helper(item):
+            return await batcher.submit(item - 1, timeout=0.05)
+
+        return [await asyncio.create_task(helper(item)) if item else 0 for item in batch]
+
+    async with batching(by_a_task, timeout=None) as batcher:
+        with pytest.raises(hr.BatchFailed) as failed:
+            await asyncio.wait_for(batcher.submit(1), GUARD)
+        assert type(failed.value.__cause__) is hr.Expired
+
+
+async def test_what_a_function_leaves_behind_may_submit_without_a_bound():
+    left = []
+
+    async def later(item):
+        await returned.wait()
+        return await batcher.submit(item)
+
+    async def leaving(batch):
+        left.extend(asyncio.create_task(later(item - 1)) for item in batch if item)
+        return list(batch)
+
+    returned = asyncio.Event()
+    async with batching(leaving, timeout=None) as batcher:
+        assert await batcher.submit(1) == 1
+        returned.set()
+        assert await asyncio.wait_for(left[0], GUARD) == 0
+
+
+async def test_a_threads_function_that_asks_the_loop_without_a_bound_is_refused():
+    loop = asyncio.get_running_loop()
+
+    def by_the_loop(batch):
+        async def helper(item):
+            return await batcher.submit(item - 1)
+
+        return [asyncio.run_coroutine_threadsafe(helper(item), loop).result() if item else 0 for item in batch]
+
+    async with batching(by_the_loop, timeout=None) as batcher:
+        with pytest.raises(hr.BatchFailed, match="without a bound"):
+            await asyncio.wait_for(batcher.submit(1), GUARD)
+        assert await asyncio.wait_for(batcher.submit(0), GUARD) == 0
+
+
+@pytest.mark.parametrize("return_exceptions", [False, True])
+async def test_a_map_over_what_has_no_end_ends_with_its_batcher(return_exceptions):
+    batcher = hr.Batcher(double)
+    mapped = asyncio.ensure_future(batcher.map(itertools.count(), return_exceptions=return_exceptions))
+    await eventually(lambda: batcher.stats().completed > 0)
+    batcher.close()
+    with pytest.raises(hr.Closed):
+        await asyncio.wait_for(mapped, GUARD)
 
 
 async def test_others_are_let_in_while_a_function_waits():

@@ -228,7 +228,8 @@ class Batcher(Generic[T, R]):
     ) -> Awaitable[Any]:
         """Submit many items, as the queue has room; await the list of answers, in the order of the items.
 
-        It is never refused for its size. A time-out counts for each item from when it is submitted.
+        It is never refused for its size. A time-out counts for each item from when it is submitted. When the
+        batcher closes meanwhile, no more are taken from `items`, and ``Closed`` is raised in any case.
 
         Args:
             items: the items; they are taken from it as room frees.
@@ -319,7 +320,7 @@ class Batcher(Generic[T, R]):
         if running is None:
             if self._is_closed:
                 raise errors.Closed(f"the batcher {self.name!r} is closed")
-            doors = Doors(vars(self), self.name, self._values["workers"], streams=self.streams)
+            doors = Doors(vars(self), streams=self.streams)
             running = self._running = Running(
                 self._work,
                 self._settings,

@@ -134,13 +134,17 @@ class Batch(list[T]):
         return list, (list(self),)
 
 
+_SEQUENCES = frozenset({list, tuple, Batch})
+"""What functions return nearly always; the batch itself, if it was changed in place."""
+
+
 def results_of(answer: Any) -> Sequence[Any]:
     """What a function returned, as results of its items.
 
     Raises:
         TypeError: it is no sequence of them.
     """
-    if type(answer) is list or type(answer) is tuple:
+    if type(answer) in _SEQUENCES:
         return cast("Sequence[Any]", answer)
     if inspect.iscoroutine(answer):
         answer.close()

@@ -58,7 +58,7 @@ class Running:
         self._breaking: asyncio.Task[None] | None = None
         self._failure: errors.BatchError | None = None
         if work.on_loop:
-            self.crew: Tasks | Threads = Tasks(work, self.name, self._workers, doors)
+            self.crew: Tasks | Threads = Tasks(work, self.name, self._workers)
         else:
             self.crew = Threads(work, self.name, self._workers, weakly(self._broken))
         begin = self.crew.on_batch()

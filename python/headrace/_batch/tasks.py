@@ -1,27 +1,24 @@
 """Asynchronous functions: one task for each batch on the loop, up to ``workers`` at once; an engine that
 steps has one task for each worker.
 
-While a function's own code runs, its batcher's submits look whether anybody is free to take what it submits:
-a function that waits for itself would wait for ever.
+While a function runs, its context says so: a submit that comes from there looks whether anybody is free to take
+the item, since a function that waits for itself would wait for ever.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import inspect
-import types
-from collections.abc import Awaitable, Callable, Generator
-from typing import Any, TypeVar, cast
+from collections.abc import Callable
+from typing import Any
 
 from headrace import errors
 from headrace._batch.batch import Batch, Streams, results_of
-from headrace._batch.doors import Doors
 from headrace._batch.functions import Hooks, Kind, Work, run_hook
 from headrace._batch.steps import Steps, drive_async
 from headrace._headrace import BatchQueue, BatchTaken
-
-_T = TypeVar("_T")
 
 _EVERY = 1 << 30
 """More items than can wait."""
@@ -34,16 +31,14 @@ class Tasks:
         work: what they run.
         name: of the batcher.
         workers: how many run at once.
-        doors: called with True when the function's code begins to run, and with False when it pauses.
     """
 
-    def __init__(self, work: Work, name: str, workers: int, doors: Doors) -> None:
+    def __init__(self, work: Work, name: str, workers: int) -> None:
         self.name = name
         self.isolate = False
         self.watched = False
         self._work = work
         self._count = workers
-        self.doors = doors
         self._hooks: list[Hooks] = []
         self._failure: BaseException | None = None
         self._tasks: dict[int, asyncio.Task[None]] = {}
@@ -171,40 +166,42 @@ class Tasks:
         self._tasks[taken.worker] = self._loop.create_task(self._run(taken), context=self._context.copy())
 
     async def _run_function(self, taken: BatchTaken) -> None:
+        within = self._queue.enter(asyncio.current_task())
         left = [taken]
-        while left:
-            part = left.pop()
-            try:
-                answer = await self._guarded(self._function(Batch(part)))
-                part.complete(results_of(answer))
-            except BaseException as error:
-                halves = part.split() if self.isolate and isinstance(error, Exception) else None
-                if halves is None:
-                    part.fail(error)
-                    if isinstance(error, KeyboardInterrupt | SystemExit):
-                        raise
-                else:
-                    left += reversed(halves)
-            if left:
-                left[-1].rearm()
+        try:
+            while left:
+                part = left.pop()
+                try:
+                    part.complete(results_of(await self._function(Batch(part))))
+                except BaseException as error:
+                    halves = part.split() if self.isolate and isinstance(error, Exception) else None
+                    if halves is None:
+                        part.fail(error)
+                        if isinstance(error, KeyboardInterrupt | SystemExit):
+                            raise
+                    else:
+                        left += reversed(halves)
+                if left:
+                    left[-1].rearm()
+        finally:
+            within.leave()
 
     async def _run_streams(self, taken: BatchTaken) -> None:
+        within = self._queue.enter(asyncio.current_task())
         try:
             streams = Streams(taken)
-            steps = self._function(Batch(taken))
-            try:
-                while streams.give(await self._guarded(steps.__anext__())):
-                    pass
-            except StopAsyncIteration:
-                pass
-            finally:
-                await self._guarded(steps.aclose())
+            async with contextlib.aclosing(self._function(Batch(taken))) as steps:
+                async for step in steps:
+                    if not streams.give(step):
+                        break
         except BaseException as error:
             taken.fail(error)
             if isinstance(error, KeyboardInterrupt | SystemExit):
                 raise
         else:
             taken.finish()
+        finally:
+            within.leave()
 
     # An engine that steps.
 
@@ -213,10 +210,13 @@ class Tasks:
         self._tasks[number] = self._loop.create_task(steps, context=self._context.copy())
 
     async def _serve_steps(self, number: int, engine: Any) -> None:
+        within = self._queue.enter(asyncio.current_task())
         steps = Steps(self._queue, number, engine, watched=self.watched)
         try:
             while True:
-                await self._guarded(drive_async(steps.turn()))
+                within.enter()
+                await drive_async(steps.turn())
+                within.leave()
                 if steps.idle and steps.is_dry:
                     if not await self._queue.takable():
                         return
@@ -227,26 +227,6 @@ class Tasks:
             await drive_async(steps.abort(error))
             if isinstance(error, KeyboardInterrupt | SystemExit):
                 raise
-
-    @types.coroutine
-    def _guarded(self, awaitable: Awaitable[_T]) -> Generator[Any, Any, _T]:
-        """Drive what the function awaits, and say when its own code runs."""
-        coroutine = cast("Any", awaitable if hasattr(awaitable, "send") else awaitable.__await__())
-        inside, step, argument = self.doors, coroutine.send, None
-        while True:
-            inside(True)
-            try:
-                yielded = step(argument)
-            except StopIteration as stop:
-                return stop.value
-            finally:
-                inside(False)
-            try:
-                argument = yield yielded
-            except BaseException as error:
-                step, argument = coroutine.throw, error
-            else:
-                step = coroutine.send
 
 
 async def _awaited(returned: Any) -> None:

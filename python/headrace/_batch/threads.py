@@ -227,10 +227,13 @@ class Threads:
             self._serve_steps(worker, hooks.run)
             return
         run = run_streams if self._work.kind is Kind.STREAM else run_function
+        within = queue.enter()
         while not worker.given_up:
+            within.leave()
             taken = queue.next_batch(worker.number)
             if taken is None:
                 return
+            within.enter()
             if self._failure is not None:
                 taken.fail(self._failure)
             else:
@@ -239,10 +242,13 @@ class Threads:
             del taken
 
     def _serve_steps(self, worker: _Worker, engine: Any) -> None:
+        within = self._queue.enter()
         steps = Steps(self._queue, worker.number, engine, watched=self.watched)
         while not worker.given_up:
+            within.leave()
             if steps.idle and not self._queue.wait_takable():
                 return
+            within.enter()
             try:
                 drive(steps.turn())
             except BaseException as error:

@@ -32,6 +32,29 @@ pub(crate) fn raise_stop_iteration(value: Bound<'_, PyAny>) -> PyResult<Option<P
     Ok(None)
 }
 
+/// What a context variable without a default has been set to, in the calling context.
+pub(crate) fn context_value<'py>(variable: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyAny>>> {
+    #[cfg(feature = "abi3")]
+    {
+        let value = variable.call_method1(pyo3::intern!(variable.py(), "get"), (variable.py().None(),))?;
+        Ok((!value.is_none()).then_some(value))
+    }
+    #[cfg(not(feature = "abi3"))]
+    {
+        let py = variable.py();
+        let mut value = std::ptr::null_mut();
+        // SAFETY: the interpreter is attached, `variable` is a live object (anything but a context variable is
+        // refused with an exception), and `value` may be written to.
+        let status =
+            unsafe { ffi::PyContextVar_Get(variable.as_ptr(), std::ptr::null_mut(), &raw mut value) };
+        if status < 0 {
+            return Err(PyErr::fetch(py));
+        }
+        // SAFETY: it has stored null, or a reference that is ours.
+        Ok(unsafe { Bound::from_owned_ptr_or_opt(py, value) })
+    }
+}
+
 /// What one step of an awaitable's iterator gave.
 pub(crate) enum Sent<'py> {
     /// It has returned this.

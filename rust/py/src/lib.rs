@@ -55,6 +55,8 @@ mod _headrace {
     #[pymodule_export]
     use crate::batch::taken::BatchTaken;
     #[pymodule_export]
+    use crate::batch::within::Within;
+    #[pymodule_export]
     use crate::bridge::loop_hub::LoopHub;
     #[pymodule_export]
     use crate::bridge::waiter::Waiter;

@@ -11,7 +11,7 @@ use headrace::{
     Address, CallOptions, Choose, InstanceInfo, Item, Policy, Router as CoreRouter, RouterConfig,
 };
 use parking_lot::Mutex;
-use pyo3::exceptions::{PyOverflowError, PyValueError};
+use pyo3::exceptions::{PyOverflowError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
@@ -47,7 +47,8 @@ where
 {
     value.extract().map_err(|error: PyErr| {
         if !error.is_instance_of::<PyOverflowError>(value.py()) {
-            return error;
+            let kind = value.get_type();
+            return PyTypeError::new_err(format!("{name} must be a whole number, not {kind}: {value}"));
         }
         PyValueError::new_err(format!(
             "{name} must be a whole number from 0 up that is not too large, not {value}"

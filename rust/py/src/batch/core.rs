@@ -58,6 +58,8 @@ pub(crate) struct Core {
     pub(super) coordinator: ForkSafe<Coordinator<Thing, Reply>>,
     /// Locked for no longer than to copy one: they are Python's.
     pub(super) callbacks: Mutex<Callbacks>,
+    /// Whether there is a function of keys or costs.
+    pub(super) looks: AtomicBool,
     keys: Numbers,
     clients: Numbers,
     notices: Arc<Notices>,
@@ -122,6 +124,7 @@ impl Core {
         let core = Arc::new(Self {
             hub: Arc::clone(hub),
             coordinator: ForkSafe::new(coordinator),
+            looks: AtomicBool::new(callbacks.key.is_some() || callbacks.cost.is_some()),
             callbacks: Mutex::new(callbacks),
             keys: Numbers::default(),
             clients: Numbers::default(),

@@ -3,13 +3,13 @@
 
 use std::sync::Arc;
 
-use headrace::batch::Ticket;
+use headrace::batch::{RejectReason, Ticket};
 use parking_lot::Mutex;
 use pyo3::prelude::*;
 use pyo3::types::{PyIterator, PyList};
 
+use super::asked::{Asked, Item};
 use super::core::Core;
-use super::queue::{Asked, Item};
 use super::reply::{Ended, Thing, Waits, read};
 use crate::bridge::parking::Parking;
 use crate::bridge::waiter::{Waiter, already_awaited};
@@ -113,7 +113,16 @@ impl Gathered {
                         return this.core.hub.settle(py);
                     }
                     drop(state);
-                    this.set(index, Part::Refused(this.core.refusal(py, &refused)));
+                    let error = this.core.refusal(py, &refused);
+                    let is_closed = refused.reason == RejectReason::Closed;
+                    if is_closed {
+                        // What has not been taken from the source, which may have no end, would be refused too.
+                        this.state.lock().broken = Some(error.clone_ref(py));
+                    }
+                    this.set(index, Part::Refused(error));
+                    if is_closed {
+                        break;
+                    }
                 }
             }
         }

@@ -5,7 +5,9 @@
 //! | module | what lives there |
 //! |---|---|
 //! | [`settings`] | checked settings |
-//! | [`queue`] | `BatchQueue`, the Python class; how a submit becomes an item |
+//! | [`queue`] | `BatchQueue`, the Python class |
+//! | [`asked`] | what submitters say, and how it becomes an item |
+//! | [`within`] | whether it is the function itself that submits |
 //! | [`core`] | one queue with its loop: what the coordinator tells, and who is told |
 //! | [`reply`] | an item, whom it is for, and what became of it as a value or an exception |
 //! | [`submission`], [`gathered`], [`stream`], [`blocking`] | who waits: for one item, for many, for the items of one, on a thread |
@@ -16,6 +18,7 @@
 //! An item costs one Python object beyond its own, the submission, and no task, future or turn of the loop of
 //! its own: what was resolved together is woken in one callback of the hub.
 
+mod asked;
 pub(crate) mod blocking;
 pub(crate) mod core;
 pub(crate) mod flag;
@@ -27,6 +30,7 @@ pub(crate) mod settings;
 pub(crate) mod stream;
 pub(crate) mod submission;
 pub(crate) mod taken;
+pub(crate) mod within;
 
 pub(crate) use self::core::{Core, Task};
 pub(crate) use self::reply::Told;

@@ -1,9 +1,10 @@
 //! `Submission`: what `submit` returns, one item's answer as an awaitable.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use headrace::batch::Ticket;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use pyo3::prelude::*;
 
 use super::core::Core;
@@ -17,7 +18,6 @@ use crate::sink::Sink;
 
 #[derive(Debug, Default)]
 struct State {
-    ticket: Option<Ticket>,
     ended: Option<Ended>,
     /// An item that its function did not take, for the loop to drop.
     item: Option<Thing>,
@@ -50,22 +50,27 @@ impl Answering {
 #[derive(Debug)]
 pub(crate) struct Submission {
     core: Arc<Core>,
+    /// The item's ticket, once it has one; on the loop's thread.
+    ticket: AtomicU64,
     state: Mutex<State>,
 }
 
+/// No ticket: the last generation of the last place, which no queue gets to.
+const NONE: u64 = u64::MAX;
+
 impl Submission {
     pub(super) fn new(core: &Arc<Core>) -> Self {
-        Self { core: Arc::clone(core), state: Mutex::default() }
+        Self { core: Arc::clone(core), ticket: AtomicU64::new(NONE), state: Mutex::default() }
     }
 
     /// The answer of a request, which has no other.
     pub(super) fn answering(core: &Arc<Core>, answering: Answering) -> Self {
         let state = State { answering: Some(answering), ..State::default() };
-        Self { core: Arc::clone(core), state: Mutex::new(state) }
+        Self { core: Arc::clone(core), ticket: AtomicU64::new(NONE), state: Mutex::new(state) }
     }
 
     pub(super) fn admitted(&self, ticket: Ticket) {
-        self.state.lock().ticket = Some(ticket);
+        self.ticket.store(ticket.as_u64(), Ordering::Relaxed);
     }
 
     pub(super) fn settle(&self, ended: Ended, item: Option<Thing>) {
@@ -90,11 +95,9 @@ impl Submission {
 
     fn cancel_item(&self, py: Python<'_>) -> PyResult<bool> {
         check_fork(py)?;
-        let ticket = {
-            let state = self.state.lock();
-            state.ticket.filter(|_| state.ended.is_none())
-        };
-        let cancelled = ticket.is_some_and(|ticket| self.core.coordinator.cancel(ticket));
+        let ticket = self.ticket.load(Ordering::Relaxed);
+        let is_open = ticket != NONE && self.state.lock().ended.is_none();
+        let cancelled = is_open && self.core.coordinator.cancel(Ticket::from_u64(ticket));
         self.core.hub.settle(py)?;
         Ok(cancelled)
     }
@@ -112,25 +115,16 @@ impl Submission {
 
     fn __next__(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
         check_fork(py)?;
-        let (answer, parking) = {
-            let mut state = self.state.lock();
-            let answer = match &state.ended {
-                Some(Ended::Completed(value)) => Some(Ok(value.clone_ref(py))),
-                Some(_) => Some(Err(())),
-                None => None,
-            };
-            let parking = Parking::take(&mut state.parking, answer.is_some());
-            (answer, parking)
+        let mut state = self.state.lock();
+        let answer = match &state.ended {
+            Some(Ended::Completed(value)) => Ok(value.clone_ref(py)),
+            Some(_) => Err(()),
+            None => return self.park(py, state).map(Some),
         };
-        let hub = &self.core.hub;
-        let Some(answer) = answer else {
-            let parking = parking.map_or_else(|| hub.parking(py), Ok)?;
-            let waiter = (!parking.is_awaited()).then(|| parking.arm(py));
-            self.state.lock().parking = Some(parking);
-            return waiter.map(Some).ok_or_else(|| already_awaited("this item"));
-        };
+        let parking = Parking::take(&mut state.parking, true);
+        drop(state);
         if let Some(parking) = parking {
-            hub.recycle(parking);
+            self.core.hub.recycle(parking);
         }
         match answer {
             Ok(value) => raise_stop_iteration(value.into_bound(py)),
@@ -171,6 +165,25 @@ impl Submission {
 }
 
 impl Submission {
+    /// What to wait for.
+    fn park(&self, py: Python<'_>, mut state: MutexGuard<'_, State>) -> PyResult<Py<PyAny>> {
+        if state.parking.is_none() {
+            state.parking = self.core.hub.spare_parking();
+        }
+        match &state.parking {
+            Some(parking) if parking.is_awaited() => Err(already_awaited("this item")),
+            Some(parking) => Ok(parking.arm(py)),
+            None => {
+                // Making one may run Python.
+                drop(state);
+                let parking = Parking::new(py, &self.core.hub)?;
+                let waiter = parking.arm(py);
+                self.state.lock().parking = Some(parking);
+                Ok(waiter)
+            }
+        }
+    }
+
     /// The exception of an item that was not answered. It is made outside the lock, since that runs Python;
     /// an item ends once, so it can be put back.
     fn failure(&self, py: Python<'_>) -> PyErr {

@@ -190,7 +190,7 @@ impl BatchTaken {
             )));
         }
         let (mut answers, mut seen) = (Vec::with_capacity(self.streams.len()), Vec::new());
-        if let Ok(list) = results.cast_exact::<PyList>() {
+        if let Ok(list) = results.cast::<PyList>() {
             answers.extend(list.iter().map(|value| answer(value, &mut seen)));
         } else {
             for value in results.try_iter()? {

@@ -146,7 +146,7 @@ impl Hub {
             flush_wanted: AtomicBool::new(false),
             flush_scheduled: AtomicBool::new(false),
             turns: AtomicU64::new(0),
-            thread: std::thread::current().id(),
+            thread: this_thread(),
             event_loop,
             loop_side: Mutex::new(None),
             closed: AtomicBool::new(false),
@@ -200,7 +200,7 @@ impl Hub {
     }
 
     pub(crate) fn is_loop_thread(&self) -> bool {
-        std::thread::current().id() == self.thread
+        this_thread() == self.thread
     }
 
     /// Refuses use from another thread or after the loop has ended.
@@ -243,11 +243,15 @@ impl Hub {
         }
     }
 
-    /// A place to wait, used before if there is one. A wake-up of its former user may still come: whoever
-    /// waits looks again.
+    /// A place to wait, used before if there is one.
     pub(crate) fn parking(self: &Arc<Self>, py: Python<'_>) -> PyResult<Parking> {
-        let spare = self.spare_parkings.lock().pop();
-        spare.map_or_else(|| Parking::new(py, self), Ok)
+        self.spare_parking().map_or_else(|| Parking::new(py, self), Ok)
+    }
+
+    /// One that was used before, which runs no Python. A wake-up of its former user may still come: whoever
+    /// waits looks again.
+    pub(crate) fn spare_parking(&self) -> Option<Parking> {
+        self.spare_parkings.lock().pop()
     }
 
     /// Takes back a place to wait that nobody awaits.
@@ -488,4 +492,12 @@ impl Hub {
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)
     }
+}
+
+/// The calling thread. (`std::thread::current` counts a reference up and down each time.)
+fn this_thread() -> ThreadId {
+    thread_local! {
+        static THIS: ThreadId = std::thread::current().id();
+    }
+    THIS.try_with(|this| *this).unwrap_or_else(|_| std::thread::current().id())
 }

@@ -3,6 +3,7 @@
 //! hub's callback, where no other task is current; that saves a turn of the loop for each wake-up.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use pyo3::exceptions::asyncio::CancelledError;
@@ -46,52 +47,55 @@ impl IntoIterator for Callbacks {
 
 #[derive(Debug, Default)]
 struct State {
-    blocking: bool,
     callbacks: Callbacks,
-    done: bool,
-    cancelled: Option<Option<Py<PyAny>>>,
+    /// The message that it was cancelled with.
+    message: Option<Py<PyAny>>,
 }
 
-/// A future-like object without a result; see the module's text.
+/// A future-like object without a result; see the module's text. The flags change while the interpreter is
+/// attached; they are outside the lock because it costs more than all the rest of them.
 #[pyclass(frozen, weakref, module = "headrace._headrace")]
 #[derive(Debug)]
 pub(crate) struct Waiter {
     hub: Arc<Hub>,
+    done: AtomicBool,
+    cancelled: AtomicBool,
+    /// Whether there are callbacks.
+    awaited: AtomicBool,
     state: Mutex<State>,
 }
 
 impl Waiter {
     pub(crate) fn new(hub: Arc<Hub>) -> Self {
-        Self { hub, state: Mutex::default() }
+        let [done, cancelled, awaited] = [false; 3].map(AtomicBool::new);
+        Self { hub, done, cancelled, awaited, state: Mutex::default() }
     }
 
-    /// Makes it ready to be awaited anew. A task sets `blocking` back itself.
+    /// Makes it ready to be awaited anew.
     pub(crate) fn arm(&self) {
-        let mut state = self.state.lock();
-        state.done = false;
-        state.cancelled = None;
-        state.blocking = true;
+        self.done.store(false, Ordering::Relaxed);
+        self.cancelled.store(false, Ordering::Relaxed);
     }
 
     /// Whether somebody awaits it.
     pub(crate) fn is_awaited(&self) -> bool {
-        let state = self.state.lock();
-        !state.done && !state.callbacks.is_empty()
+        !self.done() && self.awaited.load(Ordering::Relaxed)
+    }
+
+    /// Whom to tell that it is done; nobody if they have been told.
+    fn finish(&self) -> Option<Callbacks> {
+        if self.done.swap(true, Ordering::Relaxed) {
+            return None;
+        }
+        self.awaited.store(false, Ordering::Relaxed);
+        Some(std::mem::take(&mut self.state.lock().callbacks))
     }
 
     /// Completes it and runs what awaits it: tasks, which look at what they are given for a result. CPython's
     /// do that many times faster with a future of its own kind, so they are given one that is done.
     pub(crate) fn complete(slf: &Bound<'_, Self>) -> PyResult<()> {
         let py = slf.py();
-        let callbacks = {
-            let mut state = slf.get().state.lock();
-            if state.done {
-                return Ok(());
-            }
-            state.done = true;
-            std::mem::take(&mut state.callbacks)
-        };
-        for (callback, context) in callbacks {
+        for (callback, context) in slf.get().finish().unwrap_or_default() {
             let done = &slf.get().hub.done;
             match context {
                 Some(context) => context.call_method1(py, pyo3::intern!(py, "run"), (callback, done))?,
@@ -106,12 +110,7 @@ impl Waiter {
     /// Completes it; what awaits it runs at the loop's next turn. For callers inside a task.
     pub(crate) fn complete_soon(slf: &Bound<'_, Self>) -> PyResult<()> {
         let this = slf.get();
-        let callbacks = {
-            let mut state = this.state.lock();
-            state.done = true;
-            std::mem::take(&mut state.callbacks)
-        };
-        for (callback, context) in callbacks {
+        for (callback, context) in this.finish().unwrap_or_default() {
             this.call_soon(slf, callback, context)?;
         }
         Ok(())
@@ -120,15 +119,17 @@ impl Waiter {
 
 #[pymethods]
 impl Waiter {
+    /// Tells tasks that it was awaited and not merely yielded, which never happens to it. So it keeps no note
+    /// of what they set it to.
     #[getter]
-    fn _asyncio_future_blocking(&self) -> bool {
-        self.state.lock().blocking
+    #[expect(clippy::unused_self, reason = "an attribute of futures")]
+    const fn _asyncio_future_blocking(&self) -> bool {
+        true
     }
 
     #[setter(_asyncio_future_blocking)]
-    fn set_blocking(&self, blocking: bool) {
-        self.state.lock().blocking = blocking;
-    }
+    #[expect(clippy::unused_self, reason = "an attribute of futures")]
+    fn set_blocking(&self, _blocking: &Bound<'_, PyAny>) {}
 
     fn get_loop<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         self.hub.event_loop(py)
@@ -141,14 +142,12 @@ impl Waiter {
         context: Option<Py<PyAny>>,
     ) -> PyResult<()> {
         let this = slf.get();
-        {
-            let mut state = this.state.lock();
-            if !state.done {
-                state.callbacks.push((callback, context));
-                return Ok(());
-            }
+        if this.done() {
+            return this.call_soon(slf, callback, context);
         }
-        this.call_soon(slf, callback, context)
+        this.awaited.store(true, Ordering::Relaxed);
+        this.state.lock().callbacks.push((callback, context));
+        Ok(())
     }
 
     fn remove_done_callback(slf: &Bound<'_, Self>, callback: &Bound<'_, PyAny>) -> PyResult<usize> {
@@ -160,21 +159,16 @@ impl Waiter {
         }
         let mut state = slf.get().state.lock();
         kept.into_iter().for_each(|entry| state.callbacks.push(entry));
+        slf.get().awaited.store(!state.callbacks.is_empty(), Ordering::Relaxed);
         Ok(removed.len())
     }
 
     #[pyo3(signature = (msg=None))]
     fn cancel(slf: &Bound<'_, Self>, msg: Option<Py<PyAny>>) -> PyResult<bool> {
         let this = slf.get();
-        let callbacks = {
-            let mut state = this.state.lock();
-            if state.done {
-                return Ok(false);
-            }
-            state.done = true;
-            state.cancelled = Some(msg);
-            std::mem::take(&mut state.callbacks)
-        };
+        let Some(callbacks) = this.finish() else { return Ok(false) };
+        this.cancelled.store(true, Ordering::Relaxed);
+        this.state.lock().message = msg;
         for (callback, context) in callbacks {
             this.call_soon(slf, callback, context)?;
         }
@@ -182,22 +176,22 @@ impl Waiter {
     }
 
     fn cancelled(&self) -> bool {
-        self.state.lock().cancelled.is_some()
+        self.cancelled.load(Ordering::Relaxed)
     }
 
     pub(crate) fn done(&self) -> bool {
-        self.state.lock().done
+        self.done.load(Ordering::Relaxed)
     }
 
     fn result(&self, py: Python<'_>) -> PyResult<()> {
-        let state = self.state.lock();
-        if let Some(msg) = &state.cancelled {
-            return Err(match msg {
-                Some(msg) => CancelledError::new_err((msg.clone_ref(py),)),
+        if self.cancelled() {
+            let message = self.state.lock().message.as_ref().map(|message| message.clone_ref(py));
+            return Err(match message {
+                Some(message) => CancelledError::new_err((message,)),
                 None => CancelledError::new_err(()),
             });
         }
-        if state.done { Ok(()) } else { Err(PyValueError::new_err("the waiter is not done")) }
+        if self.done() { Ok(()) } else { Err(PyValueError::new_err("the waiter is not done")) }
     }
 
     fn exception(&self, py: Python<'_>) -> PyResult<()> {
@@ -215,12 +209,10 @@ impl Waiter {
     /// Awaited directly: yields itself until it is done.
     fn __next__(slf: &Bound<'_, Self>) -> PyResult<Option<Py<Self>>> {
         let this = slf.get();
-        let done = this.state.lock().done;
-        if done {
+        if this.done() {
             this.result(slf.py())?;
             return Ok(None);
         }
-        this.state.lock().blocking = true;
         Ok(Some(slf.clone().unbind()))
     }
 }
