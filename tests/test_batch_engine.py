@@ -8,7 +8,7 @@ import headrace as hr
 import pytest
 
 from batches import Held, double, double_async, gathered, is_quiet
-from support import Log, eventually, routing, serving
+from support import GUARD, Log, eventually, routing, serving
 
 pytestmark = pytest.mark.asyncio
 
@@ -83,12 +83,79 @@ async def test_a_router_is_a_client_and_may_have_only_so_much_in_flight(kind):
         first = asyncio.ensure_future(one.call(1))
         await held.entered()
         (error,) = await gathered(one.call(2))
-        assert type(error) is hr.EngineError
-        assert error.engine_type == "Rejected" and "max_in_flight_per_client=1" in error.engine_message
+        assert type(error) is hr.Overloaded and error.phase == "accepted"
+        assert "max_in_flight_per_client=1" in str(error)
         other = asyncio.ensure_future(two.call(3))
         await eventually(lambda: batcher.stats().queued == 1)
         held.open()
         assert [await first, await other] == [2, 6]
+
+
+@each_kind
+async def test_a_request_that_a_batcher_has_no_room_for_goes_to_another_worker(kind):
+    full, free = Held(kind), Held(kind)
+    least = {"max_batch_size": 1, "queue_capacity": 1, "name": "d"}
+    first, second = (hr.Batcher(held.function, **least) for held in (full, free))
+    async with hr.serve(first) as one, hr.serve(second) as two:
+        async with hr.Router([one.address, two.address], policy="round_robin") as router:
+            await router.wait_for_instances(2, GUARD)
+            busy = [asyncio.ensure_future(router.call(0, instance=one.instance_id))]
+            await full.entered()
+            busy.append(asyncio.ensure_future(router.call(1, instance=one.instance_id)))
+            await eventually(lambda: first.stats().queued == 1)
+            free.open()
+            for number in range(6):
+                assert await router.call(number) == number * 2
+            assert router.stats()["retries_total"] > 0
+            (error,) = await gathered(router.call(7, instance=one.instance_id))
+            assert type(error) is hr.Overloaded and "queue_capacity=1" in str(error)
+            full.open()
+            assert await asyncio.gather(*busy) == [0, 2]
+
+
+async def test_a_stream_that_a_batcher_has_no_room_for_goes_to_another_worker():
+    entered, leave = asyncio.Event(), asyncio.Event()
+
+    async def slow(batch):
+        entered.set()
+        await leave.wait()
+        yield [item * 2 for item in batch]
+
+    async def fast(batch):
+        yield [item * 2 for item in batch]
+
+    least = {"max_batch_size": 1, "queue_capacity": 1, "name": "d"}
+    first, second = (hr.Batcher(function, **least) for function in (slow, fast))
+    async with hr.serve(first) as one, hr.serve(second) as two:
+        async with hr.Router([one.address, two.address], policy="round_robin") as router:
+            await router.wait_for_instances(2, GUARD)
+            busy = [await router.generate(0, instance=one.instance_id)]
+            await entered.wait()
+            busy.append(await router.generate(1, instance=one.instance_id))
+            for number in range(4):
+                assert await (await router.generate(number)).collect() == [number * 2]
+            with pytest.raises(hr.Overloaded, match="queue_capacity=1"):
+                await router.generate(7, instance=one.instance_id)
+            leave.set()
+            assert [await stream.collect() for stream in busy] == [[0], [2]]
+
+
+async def test_a_request_that_a_closed_batcher_refuses_is_not_lost():
+    batcher = hr.Batcher(double)
+    async with serving({"d": batcher}) as (_, router):
+        assert await router.call(1) == 2
+        batcher.close()
+        with pytest.raises(hr.Overloaded, match="closed"):
+            await router.call(1)
+
+
+@pytest.mark.parametrize("setting", [{"max_cost": 3}, {"cost": lambda item: item.missing}])
+async def test_a_request_that_no_batcher_would_take_is_the_callers_error(setting):
+    settings = {"cost": lambda item: item, **setting}
+    async with serving(hr.Batcher(double, **settings)) as (_, router):
+        with pytest.raises(hr.EngineError) as failed:
+            await router.call(7)
+        assert failed.value.engine_type == "Rejected"
 
 
 async def test_what_a_function_fails_with_is_an_engine_error_that_names_it():

@@ -20,7 +20,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaita
 from typing import Any, cast
 
 from headrace import errors
-from headrace._batch.engine import BatchEngine
+from headrace._batch.engine import BatchEngine, Refusal
 from headrace._headrace import Context, RequestStream, Sink
 from headrace.batcher import Batcher
 from headrace.codec import Unencodable, encode_item
@@ -295,6 +295,8 @@ class Runner:
             match error:
                 case errors.PayloadTooLarge():
                     sink.fail("too_large", f"{error.limit}/{error.actual}", str(error), text)
+                case Refusal():
+                    sink.fail("refused", str(error.retry_after_ms), str(error), text)
                 case Unencodable():
                     sink.fail("encode", "TypeError", str(error), text)
                 case _:

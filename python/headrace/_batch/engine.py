@@ -1,14 +1,17 @@
 """A batcher as an engine: what several routers ask for at the same time shares batches.
 
 The client of an item is the router that asks, its time is what the caller has left, and a caller that leaves
-cancels its item.
+cancels its item. A request that the batcher has no room for is refused as one that the worker has no room for:
+its router takes it elsewhere, or its caller is told ``Overloaded``.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+from headrace import errors
 from headrace._headrace import Context, Sink
 from headrace.batcher import Batcher
 
@@ -51,17 +54,25 @@ class BatchEngine:
         """
         try:
             self._batcher.answer(request, sink, failed, **self._terms(sink.context()))
+        except errors.BatchError as error:
+            failed(sink, refusal_of(error))
         except Exception as error:
             failed(sink, error)
 
     async def _submit(self, request: Any, ctx: Context) -> Any:
-        return await self._batcher.submit(request, **self._terms(ctx))
+        try:
+            submission = self._batcher.submit(request, **self._terms(ctx))
+        except errors.BatchError as error:
+            raise refusal_of(error) from None
+        return await submission
 
     async def _stream(self, request: Any, ctx: Context) -> AsyncIterator[Any]:
-        stream: Any = self._batcher.stream(request, **self._terms(ctx))
-        async with stream:
-            async for item in stream:
-                yield item
+        # Before there is a stream, so that a refused request may go elsewhere.
+        try:
+            stream = self._batcher.stream(request, **self._terms(ctx))
+        except errors.BatchError as error:
+            raise refusal_of(error) from None
+        return _items(stream)
 
     def _terms(self, ctx: Context) -> Any:
         terms: dict[str, Any] = {"client": ctx.client_id}
@@ -69,3 +80,35 @@ class BatchEngine:
         if left is not None and (bound is None or left < bound):
             terms["timeout"] = left
         return terms
+
+
+async def _items(stream: Any) -> AsyncIterator[Any]:
+    async with stream:
+        async for item in stream:
+            yield item
+
+
+class Refusal(Exception):
+    """The request was not admitted, and nothing has been done for it: it may go elsewhere.
+
+    Args:
+        message: why.
+        retry_after: seconds after which to try again, if that is known.
+    """
+
+    def __init__(self, message: str, retry_after: float | None) -> None:
+        super().__init__(message)
+        self.retry_after_ms = 0 if retry_after is None else math.ceil(retry_after * 1000)
+
+
+_PASSING = frozenset({"queue_full", "queue_cost", "client_cap"})
+"""Reasons that another worker may not share, or that pass with time."""
+
+
+def refusal_of(error: errors.BatchError) -> Exception:
+    """What to tell the caller whose request was not admitted: to go elsewhere or come back, if that may help."""
+    if isinstance(error, errors.Rejected) and error.reason in _PASSING:
+        return Refusal(str(error), error.retry_after)
+    if isinstance(error, errors.Closed):
+        return Refusal(str(error), None)
+    return error

@@ -8,7 +8,7 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use headrace::wire::body::{Goaway, GoawayReason, KillReason, Reject, RejectReason};
+use headrace::wire::body::{Fault, FaultCode, Goaway, GoawayReason, KillReason, Reject, RejectReason};
 use headrace::wire::kind::Kind;
 use headrace::wire::outbound::Finish;
 use headrace::{CallError, CallErrorKind, CallOptions, Phase, Router, RouterConfig, WorkerConfig, budget};
@@ -113,6 +113,41 @@ async fn a_refusal_that_another_worker_may_not_share_is_taken_there() {
         asked.reject(reason, "as asked").await;
         asked.goes_on_at_the_other().await;
     }
+}
+
+/// An engine that has no room says so after the worker has accepted the request.
+fn no_room() -> Fault {
+    let (kind, message) = ("250".to_owned(), "the engine is full".to_owned());
+    Fault { code: FaultCode::Refused, kind, message, traceback: String::new() }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_its_engine_has_no_room_for_is_taken_to_another_worker() {
+    let _turn = turn().await;
+    let mut asked = Asked::with(options("x")).await;
+    asked.accept().await;
+    let stream = asked.request.stream;
+    asked.peer().out.prologue(stream, Some(&no_room()));
+    asked.peer().flush().await;
+    asked.goes_on_at_the_other().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_no_other_worker_an_engine_without_room_is_told_as_overloaded() {
+    let _turn = turn().await;
+    let (listener, address) = listen().await;
+    let router = router_to(&[&address], RouterConfig::default());
+    let mut peer = Raw::worker(&listener).await;
+    let call = tokio::spawn(router.call(options("x")));
+    let request = peer.until(Kind::Request).await;
+    peer.out.accept(request.stream, 4096, 256 * 1024);
+    peer.out.prologue(request.stream, Some(&no_room()));
+    peer.flush().await;
+    let error = guard("the call", call).await.unwrap().unwrap_err();
+    let retry_after = Duration::from_millis(250);
+    let expected = CallErrorKind::Overloaded { retry_after, detail: "the engine is full".to_owned() };
+    assert_eq!((error.kind, error.phase), (expected, Phase::Accepted));
+    assert_eq!(router.stats().retries_total, 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

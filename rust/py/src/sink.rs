@@ -161,6 +161,7 @@ impl Sink {
             "encode" => FaultCode::Encode,
             "too_large" => FaultCode::TooLarge,
             "shutdown" => FaultCode::Shutdown,
+            "refused" => FaultCode::Refused,
             _ => FaultCode::Engine,
         };
         let fault = Fault {

@@ -244,8 +244,8 @@ fn unknown_numbers_are_refused_except_kill_reasons() {
         ("HELLO", 4, 1, 2),
         ("REQUEST", 4, 0, 3),
         ("REJECT", 0, 1, 7),
-        ("PROLOGUE", 1, 1, 7),
-        ("ERROR", 8, 1, 7),
+        ("PROLOGUE", 1, 1, 8),
+        ("ERROR", 8, 1, 8),
         ("GOAWAY", 8, 1, 7),
     ] {
         let (check, body) = sample(name);
@@ -358,9 +358,9 @@ proptest! {
     }
 
     #[test]
-    fn failures_round_trip(code in 0..7_usize, count: u64, texts in (text(200), text(500), text(500))) {
-        use FaultCode::{Deadline, Decode, Encode, Engine, Shutdown, SlowConsumer, TooLarge};
-        let codes = [Engine, Encode, Deadline, SlowConsumer, Shutdown, TooLarge, Decode];
+    fn failures_round_trip(code in 0..8_usize, count: u64, texts in (text(200), text(500), text(500))) {
+        use FaultCode::{Deadline, Decode, Encode, Engine, Refused, Shutdown, SlowConsumer, TooLarge};
+        let codes = [Engine, Encode, Deadline, SlowConsumer, Shutdown, TooLarge, Decode, Refused];
         let fault = Fault { code: codes[code], kind: texts.0, message: texts.1, traceback: texts.2 };
         let mut body = Vec::new();
         encode_error(&mut body, count, &fault);

@@ -23,7 +23,7 @@ use super::again::{Again, Plan};
 use super::choice::{Candidate, Tried};
 use super::instances::{InFlight, Instance};
 use super::options::CallOptions;
-use super::response::{ResponseStream, encode_error, kind_of};
+use super::response::{ResponseStream, encode_error, kind_of, refusal_of};
 use crate::clock::{NEVER, NS_PER_MS, duration_ms, now_ms, now_ns};
 use crate::error::{CallError, CallErrorKind, Phase};
 use crate::link::{Ending, Feed, Item, Link, OpenError, Outgoing, Stream, Timing};
@@ -388,6 +388,7 @@ impl Call {
         let State::Sent(attempt) = &mut self.state else { return None };
         let (instance, instance_id) = (Arc::clone(&attempt.instance), Arc::clone(&attempt.instance_id));
         let stream = attempt.stream.take()?;
+        let ending = refusal_of(ending);
         let is_lost = matches!(ending, Ending::Lost { .. });
         let is_shut_down = matches!(&ending, Ending::Fault(fault) if fault.code == FaultCode::Shutdown);
         if !is_lost {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use headrace_wire::body::{Fault, FaultCode, KillReason};
+use headrace_wire::body::{Fault, FaultCode, KillReason, Reject, RejectReason};
 use headrace_wire::error::EncodeError;
 use parking_lot::Mutex;
 
@@ -235,6 +235,26 @@ fn item_too_large(fault: &Fault) -> CallErrorKind {
     }
 }
 
+/// A fault whose type field holds milliseconds after which to try again.
+fn retry_after(fault: &Fault) -> Duration {
+    Duration::from_millis(fault.kind.parse::<u32>().unwrap_or(0).into())
+}
+
+/// A worker's answer that its engine had no room, as the refusal that it is: nothing has run.
+pub(super) fn refusal_of(ending: Ending) -> Ending {
+    match ending {
+        Ending::Fault(fault) if fault.code == FaultCode::Refused => {
+            let retry_after_ms = u32::try_from(retry_after(&fault).as_millis()).unwrap_or(u32::MAX);
+            Ending::Rejected(Reject {
+                reason: RejectReason::Overloaded,
+                retry_after_ms,
+                detail: fault.message,
+            })
+        }
+        ending => ending,
+    }
+}
+
 /// An ending as the caller's error; `untried` says why nobody else was asked, if somebody could have been.
 pub(super) fn kind_of(ending: Ending, stream: &Stream, began_ms: u64, untried: &str) -> CallErrorKind {
     let timing = stream.timing;
@@ -253,6 +273,9 @@ pub(super) fn kind_of(ending: Ending, stream: &Stream, began_ms: u64, untried: &
                 CallErrorKind::Disconnected { reason: "shutdown".to_owned(), maybe_executed: true }
             }
             FaultCode::TooLarge => item_too_large(&fault),
+            FaultCode::Refused => {
+                CallErrorKind::Overloaded { retry_after: retry_after(&fault), detail: fault.message }
+            }
             _ => CallErrorKind::Engine(fault),
         },
         Ending::Rejected(reject) => CallErrorKind::Refused { detail: reject.detail },

@@ -179,11 +179,7 @@ impl BatchQueue {
     /// Marks the calling context as that of the function, which runs: of `task`, if it runs in one, or of a
     /// thread.
     #[pyo3(signature = (task=None))]
-    fn enter<'py>(
-        &self,
-        py: Python<'py>,
-        task: Option<&Bound<'py, PyAny>>,
-    ) -> PyResult<Bound<'py, Within>> {
+    fn enter<'py>(&self, py: Python<'py>, task: Option<&Bound<'py, PyAny>>) -> PyResult<Bound<'py, Within>> {
         check_fork(py)?;
         Within::mark(&self.0, py, task)
     }

@@ -85,6 +85,9 @@ pub enum FaultCode {
     TooLarge = 6,
     /// The worker could not decode the request.
     Decode = 7,
+    /// The engine has no room for the request and has not begun with it; the type field holds the milliseconds
+    /// after which to try again.
+    Refused = 8,
 }
 
 /// A failure as it travels in PROLOGUE and ERROR.
@@ -118,6 +121,7 @@ impl Fault {
             5 => FaultCode::Shutdown,
             6 => FaultCode::TooLarge,
             7 => FaultCode::Decode,
+            8 => FaultCode::Refused,
             other => return Err(invalid("fault code", u64::from(other))),
         };
         Ok(Self {
