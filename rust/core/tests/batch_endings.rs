@@ -342,14 +342,20 @@ fn a_function_that_hangs_is_given_up_and_its_late_answer_ignored() {
     let batch = bench.take();
     bench.after(ms(99));
     assert_eq!(bench.log.of(0), None);
+    assert!(bench.coordinator.is_running(0));
     bench.heard.take();
     bench.after(ms(1));
     assert_eq!(bench.log.of(0), Some(Outcome::WorkerLost { ran: ms(100), hung: true }));
     assert_eq!(bench.heard.take(), ["lost"]);
+    let is_running = || bench.coordinator.is_running(0);
+    assert!(!is_running());
     bench.submit(2);
     let finished = batch.complete(vec![Ok(0), Ok(0)]);
     assert_eq!(finished, Finished { resolved: 0, late: 2, lost: true });
-    assert_eq!(bench.run(), [2], "the one that comes next has nothing to do with it");
+    let next = bench.take();
+    assert!(is_running(), "who hears of the loss only now finds that the worker has come back");
+    answer(next);
+    assert_eq!(bench.log.of(2), Some(Outcome::Completed(20)));
     assert_eq!((bench.stats().workers_lost, bench.stats().late_results), (1, 2));
 }
 

@@ -167,6 +167,13 @@ impl<T: Send + 'static, P: Reply<T>> Coordinator<T, P> {
         self.change(|queue, now_ns, decided| _ = queue.lose(worker, false, now_ns, decided));
     }
 
+    /// Whether this worker has a batch that it has not been given up with. An owner that hears that a worker is
+    /// lost, and finds one, hears it too late: the worker has come back.
+    #[must_use]
+    pub fn is_running(&self, worker: u32) -> bool {
+        self.shared.lock().queue.is_running(worker)
+    }
+
     /// Gives up every batch in flight.
     pub fn lose_all(&self) {
         self.change(|queue, now_ns, decided| queue.lose_all(now_ns, decided));

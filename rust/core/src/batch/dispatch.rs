@@ -390,6 +390,11 @@ impl<T, P> Queue<T, P> {
         had
     }
 
+    /// Whether a worker has a batch.
+    pub(super) fn is_running(&self, worker: u32) -> bool {
+        self.flights.find(|flight| flight.worker == worker).is_some()
+    }
+
     /// Gives up all workers that have a batch.
     pub(super) fn lose_all(&mut self, now_ns: u64, decided: &mut Vec<Decided<T, P>>) {
         while let Some(worker) = self.flights.worker(|_| true) {

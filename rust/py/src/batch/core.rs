@@ -171,6 +171,8 @@ impl Core {
         match task {
             Task::Take => self.take(py),
             Task::Room => self.feed(py),
+            // It may have come back since, with its own batch or as another under its number.
+            Task::Lost(worker) if self.coordinator.is_running(worker) => Ok(()),
             Task::Lost(worker) => {
                 self.give_up(worker);
                 match self.callback(py, |callbacks| &callbacks.on_lost) {

@@ -1,5 +1,6 @@
 //! `BatchTaken`: a batch in a function's hands.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use headrace::batch::{Batch, Finished};
@@ -58,14 +59,13 @@ impl BatchTaken {
 
 /// The answer of one item, or its failure if it is an exception. Exceptions that were `seen` at another item of
 /// the batch are not shared: a traceback belongs to one caller.
-fn answer(value: Bound<'_, PyAny>, seen: &mut Vec<usize>) -> Result<Py<PyAny>, Failure> {
+fn answer(value: Bound<'_, PyAny>, seen: &mut HashSet<usize>) -> Result<Py<PyAny>, Failure> {
     if !value.is_instance_of::<PyException>() {
         return Ok(value.unbind());
     }
-    let address = value.as_ptr().addr();
+    let is_again = !seen.insert(value.as_ptr().addr());
     // It would end the awaiting coroutine's wait with its value.
-    let is_shared = seen.contains(&address) || value.is_instance_of::<PyStopIteration>();
-    seen.push(address);
+    let is_shared = is_again || value.is_instance_of::<PyStopIteration>();
     let error = value.unbind();
     Err(if is_shared { Failure::Shared { cause: error, size: 1 } } else { Failure::Own(error) })
 }
@@ -162,7 +162,7 @@ impl BatchTaken {
 
     /// Answers one item ahead of the others; an exception fails it. False if it had been answered.
     fn resolve(&self, py: Python<'_>, index: usize, value: Bound<'_, PyAny>) -> PyResult<bool> {
-        let answer = answer(value, &mut Vec::new());
+        let answer = answer(value, &mut HashSet::new());
         let resolved = self.with(py, |batch| batch.resolve(index, answer))?;
         self.core.hub.settle(py)?;
         Ok(resolved)
@@ -189,7 +189,7 @@ impl BatchTaken {
                 "results are a sequence, one for each item, not {kind}"
             )));
         }
-        let (mut answers, mut seen) = (Vec::with_capacity(self.streams.len()), Vec::new());
+        let (mut answers, mut seen) = (Vec::with_capacity(self.streams.len()), HashSet::new());
         if let Ok(list) = results.cast::<PyList>() {
             answers.extend(list.iter().map(|value| answer(value, &mut seen)));
         } else {
