@@ -18,6 +18,7 @@ use headrace_wire::outbound::{Finish, Outbound, Pushed};
 
 use crate::clock::{NEVER, now_ms};
 use crate::link::{Item, Stream};
+use crate::metrics::worker::{Account, ErrorType, Outcome};
 use crate::requests::RequestStream;
 use crate::worker::{Permit, Pulse};
 
@@ -84,13 +85,20 @@ pub struct Responder {
     stream: Arc<Stream>,
     permit: Option<Permit>,
     pulse: Option<Pulse>,
+    account: Option<Account>,
     prologue_sent: AtomicBool,
     finished: bool,
 }
 
 impl Responder {
-    pub(crate) const fn new(stream: Arc<Stream>, permit: Permit, pulse: Option<Pulse>) -> Self {
-        Self { stream, permit: Some(permit), pulse, prologue_sent: AtomicBool::new(false), finished: false }
+    pub(crate) const fn new(
+        stream: Arc<Stream>,
+        permit: Permit,
+        pulse: Option<Pulse>,
+        account: Option<Account>,
+    ) -> Self {
+        let prologue_sent = AtomicBool::new(false);
+        Self { stream, permit: Some(permit), pulse, account, prologue_sent, finished: false }
     }
 
     /// An item has been pushed, or not: only one that has been tells of a sound engine.
@@ -99,6 +107,25 @@ impl Responder {
         let pushed = push_result(pushed)?;
         self.answered();
         Ok(pushed)
+    }
+
+    /// Counts an item that was pushed, while the link's lock is held.
+    #[inline]
+    fn count(&self, bytes: usize, pushed: Result<Pushed, EncodeError>) -> Result<Pushed, EncodeError> {
+        if pushed.is_ok()
+            && let Some(account) = &self.account
+        {
+            account.pushed(bytes);
+        }
+        pushed
+    }
+
+    /// Counts the request as ended, if it is not already.
+    fn settle(&mut self, outcome: Outcome) {
+        if let Some(account) = self.account.take() {
+            account.requested(self.stream.requested_bytes());
+            account.ended(outcome);
+        }
     }
 
     #[inline]
@@ -130,7 +157,8 @@ impl Responder {
     pub fn push(&self, encoding: u8, payload: &[u8]) -> Result<Pushed, PushError> {
         let pushed = self.stream.link.send(|out| {
             self.open_first(out);
-            out.item(self.stream.id, encoding, payload)
+            let pushed = out.item(self.stream.id, encoding, payload);
+            self.count(payload.len(), pushed)
         });
         self.pushed(pushed)
     }
@@ -142,7 +170,9 @@ impl Responder {
     pub fn push_shared(&self, encoding: u8, payload: Bytes) -> Result<Pushed, PushError> {
         let pushed = self.stream.link.send(|out| {
             self.open_first(out);
-            out.item_shared(self.stream.id, encoding, payload)
+            let bytes = payload.len();
+            let pushed = out.item_shared(self.stream.id, encoding, payload);
+            self.count(bytes, pushed)
         });
         self.pushed(pushed)
     }
@@ -177,11 +207,19 @@ impl Responder {
         // The place is free before the caller can know, as in `end`.
         self.permit = None;
         let stopped = self.is_stopped();
-        let pushed = self.stream.link.send(|out| {
+        let (stream, account) = (&self.stream, &mut self.account);
+        let pushed = stream.link.send(|out| {
             if first {
                 out.prologue(id, None);
             }
-            out.item(id, encoding, payload).map(|_| out.finish(id, Finish::End { stopped }))
+            out.item(id, encoding, payload)?;
+            out.finish(id, Finish::End { stopped });
+            // Before anything is written, so that whoever reads the end finds the request counted.
+            if let Some(account) = account.take() {
+                account.requested(stream.requested_bytes());
+                account.ended_with(payload.len());
+            }
+            Ok(())
         });
         if let Err(error) = push_result(pushed) {
             return Err((error, self));
@@ -207,9 +245,15 @@ impl Responder {
 
     fn end(&mut self, finish: Finish) {
         self.finished = true;
+        let is_killed = self.is_killed();
+        self.settle(match &finish {
+            finish if is_killed => self.stream.killed_by().outcome(matches!(finish, Finish::End { .. })),
+            Finish::Error(fault) => Outcome::Error(ErrorType::of(fault.code)),
+            _ => Outcome::Done,
+        });
         // The place is free before the caller can know, or its next request might be refused for nothing.
         self.permit = None;
-        if self.is_killed() {
+        if is_killed {
             return;
         }
         let id = self.stream.id;

@@ -11,6 +11,8 @@
 //! | [`requests`] | requests that are streams: the caller's end and the engine's |
 //! | [`link`] | one connection, and who drives its socket |
 //! | [`discovery`] | where routers learn of workers |
+//! | [`health`] | whether the process is of use |
+//! | [`metrics`] | what runs, how fast, how full and how well |
 //! | [`config`], [`error`], [`address`] | settings, failures, targets |
 //! | [`budget`] | the process ceiling on buffered bytes |
 //!
@@ -26,7 +28,9 @@ pub mod config;
 pub mod discovery;
 pub mod engine;
 pub mod error;
+pub mod health;
 pub mod link;
+pub mod metrics;
 pub mod requests;
 mod router;
 mod worker;

@@ -54,6 +54,8 @@ pub(crate) struct Buffer {
     /// Bytes of non-urgent frames appended and written since the link began; they order KILL after REQUEST.
     appended_total: u64,
     written_total: u64,
+    /// Frames appended since somebody asked.
+    frames: u64,
     spare: Vec<u8>,
 }
 
@@ -67,6 +69,11 @@ impl Buffer {
     pub(crate) const fn unwritten_urgent(&self) -> usize {
         let in_order = self.appended_total.saturating_sub(self.written_total) as usize;
         self.unwritten.saturating_sub(in_order)
+    }
+
+    /// Frames appended since the last call.
+    pub(crate) const fn take_frames(&mut self) -> u64 {
+        std::mem::replace(&mut self.frames, 0)
     }
 
     /// A mark for everything appended so far, for [`Self::is_written`].
@@ -109,6 +116,7 @@ impl Buffer {
             header.copy_from_slice(&Header::encode(kind, flags, stream, length));
         }
         self.unwritten += length + HEADER_BYTES;
+        self.frames += 1;
         if !urgent {
             self.appended_total += (length + HEADER_BYTES) as u64;
         }
@@ -148,6 +156,7 @@ impl Buffer {
             self.open = Some(OpenFrame { stream, header_at: tail.len() });
             tail.extend_from_slice(&Header::encode(Kind::Data, 0, stream, bytes));
             added += HEADER_BYTES;
+            self.frames += 1;
         }
         self.unwritten += added;
         self.appended_total += added as u64;
@@ -168,6 +177,7 @@ impl Buffer {
             self.pieces.push_back(Piece::Shared(chunk));
         }
         self.unwritten += length + HEADER_BYTES;
+        self.frames += 1;
         self.appended_total += (length + HEADER_BYTES) as u64;
     }
 

@@ -82,6 +82,11 @@ impl Outbound {
         self.handovers
     }
 
+    /// Frames that have been put into the buffer since the last call.
+    pub const fn take_frames(&mut self) -> u64 {
+        self.buffer.take_frames()
+    }
+
     /// Bytes of control frames that wait to be written. No credit bounds them: a peer that asks and does not
     /// read lets them pile up, and its link closes at [`crate::limits::CONTROL_BYTES_MAX`].
     #[must_use]

@@ -11,8 +11,12 @@ use super::dispatch::Formed;
 use super::notice::{Cause, Notice};
 use super::outcome::{Outcome, Reply};
 use super::queue::{Decided, End, Phase, Queue};
+#[cfg(not(headrace_model))]
+use super::stats::BatchStats;
 use super::sync::{Condvar, Mutex, MutexGuard};
 use super::timer::{self, Named, Timed};
+#[cfg(not(headrace_model))]
+use crate::metrics::batch as metrics;
 
 pub(super) struct Shared<T: Send + 'static, P: Reply<T>> {
     state: Mutex<State<T, P>>,
@@ -65,7 +69,9 @@ pub(super) enum Found<T> {
 
 impl<T: Send + 'static, P: Reply<T>> Shared<T, P> {
     pub(super) fn new(config: BatchConfig, notice: Option<Arc<dyn Notice>>, clock: BatchClock) -> Arc<Self> {
-        Arc::new_cyclic(|me| Self {
+        #[cfg(not(headrace_model))]
+        let name = config.name.clone();
+        let shared = Arc::new_cyclic(|me| Self {
             state: Mutex::new(State {
                 queue: Queue::new(config),
                 parked: 0,
@@ -81,7 +87,10 @@ impl<T: Send + 'static, P: Reply<T>> Shared<T, P> {
             notice,
             clock,
             me: Weak::clone(me),
-        })
+        });
+        #[cfg(not(headrace_model))]
+        metrics::watch(&name, Arc::downgrade(&shared) as Weak<dyn metrics::Counted>);
+        shared
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State<T, P>> {
@@ -290,12 +299,22 @@ impl<T: Send + 'static, P: Reply<T>> Timed for Shared<T, P> {
     }
 }
 
+#[cfg(not(headrace_model))]
+impl<T: Send + 'static, P: Reply<T>> metrics::Counted for Shared<T, P> {
+    fn counts(&self) -> BatchStats {
+        self.lock().queue.snapshot()
+    }
+}
+
 impl<T: Send + 'static, P: Reply<T>> Drop for Shared<T, P> {
     /// Nobody is left who could take what waits. Batches keep it alive, so none is in flight.
     fn drop(&mut self) {
         let mut decided = Vec::new();
         let now_ns = self.clock.now_ns();
-        self.state.get_mut().queue.close(now_ns, &mut decided);
+        let queue = &mut self.state.get_mut().queue;
+        queue.close(now_ns, &mut decided);
+        #[cfg(not(headrace_model))]
+        metrics::gone(&queue.config.name, &queue.snapshot());
         tell_all(decided);
     }
 }

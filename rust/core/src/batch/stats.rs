@@ -76,6 +76,15 @@ impl Histogram {
         })
     }
 
+    /// Takes in the values of another one of the same scale.
+    fn add(&mut self, other: &Self) {
+        debug_assert_eq!(self.scale, other.scale, "histograms of one figure");
+        for (count, more) in self.counts.iter_mut().zip(other.counts) {
+            *count += more;
+        }
+        self.sum = self.sum.saturating_add(other.sum);
+    }
+
     const fn unit(&self) -> f64 {
         match self.scale {
             Scale::Time => 1e-9,
@@ -280,6 +289,41 @@ impl BatchStats {
     #[must_use]
     pub fn dispatched_batches(&self) -> u64 {
         self.batches.iter().sum()
+    }
+
+    /// Takes in what another batcher counted in all. What that one holds at present is not taken.
+    pub(crate) fn add(&mut self, other: &Self) {
+        let Self { rejected, .. } = self;
+        for (count, more) in [
+            (&mut self.submitted, other.submitted),
+            (&mut self.completed, other.completed),
+            (&mut self.failed, other.failed),
+            (&mut self.expired, other.expired),
+            (&mut self.expired_early, other.expired_early),
+            (&mut self.cancelled, other.cancelled),
+            (&mut self.closed, other.closed),
+            (&mut self.timed_out, other.timed_out),
+            (&mut self.late_results, other.late_results),
+            (&mut self.workers_lost, other.workers_lost),
+            (&mut rejected.queue_full, other.rejected.queue_full),
+            (&mut rejected.queue_cost, other.rejected.queue_cost),
+            (&mut rejected.client_cap, other.rejected.client_cap),
+            (&mut rejected.too_large, other.rejected.too_large),
+            (&mut rejected.invalid, other.rejected.invalid),
+            (&mut rejected.closed, other.rejected.closed),
+            (&mut rejected.expired, other.rejected.expired),
+        ] {
+            *count += more;
+        }
+        for (count, more) in self.batches.iter_mut().zip(other.batches) {
+            *count += more;
+        }
+        self.batch_size.add(&other.batch_size);
+        self.fill.add(&other.fill);
+        self.batch_cost.add(&other.batch_cost);
+        self.queue_wait.add(&other.queue_wait);
+        self.formation.add(&other.formation);
+        self.execution.add(&other.execution);
     }
 
     /// Whether every item that was submitted is accounted for exactly once.

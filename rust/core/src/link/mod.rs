@@ -9,6 +9,8 @@ mod driver;
 mod feed;
 mod handshake;
 mod keeper;
+mod offset;
+mod owner;
 mod receive;
 mod socket;
 mod stream;
@@ -17,10 +19,9 @@ mod ticker;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
 use bytes::Bytes;
-use headrace_wire::body::{FaultCode, Goaway, GoawayReason, RequestHead, Status};
+use headrace_wire::body::{FaultCode, Goaway, GoawayReason, RequestHead};
 use headrace_wire::error::EncodeError;
 use headrace_wire::limits::CONTROL_BYTES_MAX;
 use headrace_wire::outbound::Outbound;
@@ -34,6 +35,8 @@ pub(crate) use self::feed::Feed;
 pub(crate) use self::handshake::{
     Greeting, HandshakeError, Incoming, Local, Peer, accept, connect, greet_over,
 };
+use self::offset::OFFSET_UNKNOWN;
+pub(crate) use self::owner::{Liveness, Owner};
 use self::receive::Reader;
 use self::socket::Socket;
 pub use self::stream::Item;
@@ -42,6 +45,8 @@ pub(crate) use self::ticker::Ticker;
 use self::ticker::TickerWaker;
 use crate::budget::Claim;
 use crate::clock::{NEVER, NS_PER_MS, now_ms, now_ns};
+use crate::metrics::link::LinkMetrics;
+use crate::metrics::worker::KilledBy;
 
 /// Bytes gathered before they are written at once, whatever else is planned: the size of a fragment.
 const GATHER_BYTES_MAX: usize = 64 * 1024;
@@ -54,25 +59,6 @@ const HANDOVERS_MAX: u32 = 16;
 /// A link that wrote less than this long ago is in a burst: what follows waits for the planned flush. About
 /// what one write and the peer's wake-up cost, so that an item on an idle link is never held back.
 const BURST_NS: u64 = 50_000;
-
-/// What a link reports to its owner.
-pub(crate) trait Owner: Send + Sync + std::fmt::Debug {
-    /// A whole request arrived. Answers ACCEPT or REJECT at once; never blocks.
-    fn on_request(&self, link: &Arc<Link>, id: u64, head: RequestHead, payload: Bytes);
-    /// The worker's STATUS came.
-    fn on_status(&self, status: Status);
-    /// The worker takes no new requests on this link.
-    fn on_goaway(&self);
-    /// The link is closed, and so many streams were open on it; called once.
-    fn on_closed(&self, reason: &str, lost: usize);
-}
-
-/// When a silent peer is asked, and when it is given up.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Liveness {
-    pub(crate) ping_interval: Duration,
-    pub(crate) ping_timeout: Duration,
-}
 
 /// What a driver's call to read led to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,11 +100,15 @@ pub struct Link {
     /// in bursts, and writing the first item of a burst at once would cost a second write.
     pushes: AtomicU64,
     bursts: AtomicBool,
-    last_heard_ms: AtomicU64,
+    last_heard_ns: AtomicU64,
     last_ping_ms: AtomicU64,
     next_check_ms: AtomicU64,
-    /// Peer's clock minus ours in nanoseconds, as the last PING found it.
+    /// Peer's clock minus ours in nanoseconds; [`OFFSET_UNKNOWN`] until a PONG has come.
     clock_offset_ns: AtomicI64,
+    began_ns: u64,
+    /// Its router has said that it closes.
+    parted: AtomicBool,
+    metrics: &'static LinkMetrics,
     keeper: Notify,
     ticker: TickerWaker,
     closed: watch::Sender<bool>,
@@ -174,9 +164,15 @@ impl Link {
         let Greeting { socket, peer, decoder, mut out, rest } = greeting;
         let message_max = local.message_max.min(peer.message_max as usize);
         out.configure(peer.link_window, message_max);
+        // Links are counted from here on; the handshake is not theirs.
+        out.take_frames();
+        let began_ns = now_ns();
+        let metrics = owner.metrics();
+        metrics.opened.add(1);
         let link = Arc::new(Self {
             socket,
             owner,
+            metrics,
             driver,
             liveness,
             message_max: local.message_max,
@@ -190,16 +186,22 @@ impl Link {
             last_write_ns: AtomicU64::new(0),
             pushes: AtomicU64::new(0),
             bursts: AtomicBool::new(false),
-            last_heard_ms: AtomicU64::new(now_ms()),
-            last_ping_ms: AtomicU64::new(0),
+            last_heard_ns: AtomicU64::new(began_ns),
+            last_ping_ms: AtomicU64::new(began_ns / NS_PER_MS),
             next_check_ms: AtomicU64::new(NEVER),
-            clock_offset_ns: AtomicI64::new(0),
+            clock_offset_ns: AtomicI64::new(OFFSET_UNKNOWN),
+            began_ns,
+            parted: AtomicBool::new(false),
             keeper: Notify::new(),
             ticker: ticker.waker(),
             closed: watch::Sender::new(false),
             close_reason: OnceLock::new(),
         });
         known(&link);
+        if !link.peer.is_worker {
+            // What its requests take on the way cannot be told before.
+            link.send(|out| out.ping(began_ns));
+        }
         link.feed(&rest);
         link.driver.attach(Arc::clone(&link));
         ticker.runtime().spawn(keeper::keep(Arc::clone(&link)));
@@ -303,13 +305,16 @@ impl Link {
         // A dead socket counts as writable for ever, so it is not waited for.
         let blocked = written.is_ok() && out.unwritten() > 0;
         if blocked && !self.blocked.swap(true, Ordering::Relaxed) {
+            self.metrics.blocked_writes.add(1);
             self.keeper.notify_one();
         } else if !blocked {
             self.blocked.store(false, Ordering::Relaxed);
         }
         match written {
             Ok(0) => {}
-            Ok(_) => {
+            Ok(bytes) => {
+                self.metrics.sent_bytes.add(bytes as u64);
+                self.metrics.sent_frames.add(out.take_frames());
                 self.last_write_ns.store(now_ns(), Ordering::Relaxed);
                 self.bursts.store(self.pushes.swap(0, Ordering::Relaxed) > 1, Ordering::Relaxed);
             }
@@ -351,6 +356,7 @@ impl Link {
             table.last_id = id;
             let inbound = Inbound::response(window.bytes(), self.message_max);
             let stream = Stream::new(id, Arc::clone(self), inbound, window, timing);
+            let stream = if self.metrics.is_counted() { stream.sent_at(now_ns) } else { stream };
             let stream = Arc::new(match feed {
                 Some(feed) => stream.fed_by(Arc::clone(feed)),
                 None => stream,
@@ -394,7 +400,7 @@ impl Link {
             inserted
         });
         if !accepted {
-            stream.set_killed();
+            stream.set_killed(KilledBy::Unopened);
         }
     }
 
@@ -466,12 +472,14 @@ impl Link {
             std::mem::take(&mut table.streams)
         };
         let lost = streams.len();
+        let parted = self.parted.load(Ordering::Relaxed);
+        let by = if parted { KilledBy::Caller } else { KilledBy::Lost };
         for stream in streams.into_values() {
             if self.peer.is_worker {
                 let maybe_executed = self.out.lock().request_written(stream.id);
                 stream.lost(&reason, maybe_executed);
             } else {
-                stream.set_killed();
+                stream.set_killed(by);
             }
         }
         // Nothing more gathers for a socket that nobody reads.

@@ -20,9 +20,11 @@ use headrace_wire::spare::Payload;
 use headrace_wire::stream::Assembly;
 use rustc_hash::FxHashMap;
 
+use super::offset::ClockFilter;
 use super::{Link, ReadOutcome};
 use crate::budget::Claim;
-use crate::clock::{now_ms, now_ns};
+use crate::clock::now_ns;
+use crate::metrics::worker::KilledBy;
 
 /// Reads of one call before other links get their turn.
 const READS_PER_CALL: usize = 4;
@@ -36,6 +38,9 @@ pub(super) struct Reader {
     /// Requests that arrive in fragments.
     requests: FxHashMap<u64, (Assembly, Claim)>,
     last_request: u64,
+    /// Frames decoded and not yet counted.
+    frames: u64,
+    clock: ClockFilter,
 }
 
 impl Reader {
@@ -46,6 +51,8 @@ impl Reader {
             peer_is_worker,
             requests: FxHashMap::default(),
             last_request: 0,
+            frames: 0,
+            clock: ClockFilter::default(),
         }
     }
 }
@@ -74,10 +81,13 @@ impl Link {
                     return ReadOutcome::Closed;
                 }
             };
-            self.last_heard_ms.store(now_ms(), Ordering::Relaxed);
+            self.last_heard_ns.store(now_ns(), Ordering::Relaxed);
+            self.metrics.received_bytes.add(read as u64);
             let decoded = self.decode(&mut reader, scratch.get(..read).unwrap_or_default());
+            self.metrics.received_frames.add(std::mem::take(&mut reader.frames));
             if let Err(error) = decoded {
                 drop(reader);
+                self.owner.on_broken();
                 self.close_with(GoawayReason::Protocol, &format!("the peer broke the protocol: {error}"));
                 return ReadOutcome::Closed;
             }
@@ -90,16 +100,22 @@ impl Link {
 
     /// Takes bytes that came with the handshake.
     pub(super) fn feed(self: &Arc<Self>, bytes: &[u8]) {
-        let decoded = self.decode(&mut self.reader.lock(), bytes);
+        self.metrics.received_bytes.add(bytes.len() as u64);
+        let mut reader = self.reader.lock();
+        let decoded = self.decode(&mut reader, bytes);
+        self.metrics.received_frames.add(std::mem::take(&mut reader.frames));
+        drop(reader);
         if let Err(error) = decoded {
+            self.owner.on_broken();
             self.close_with(GoawayReason::Protocol, &format!("the peer broke the protocol: {error}"));
         }
     }
 
     fn decode(self: &Arc<Self>, reader: &mut Reader, mut input: &[u8]) -> Result<(), StreamError> {
-        let Reader { decoder, window, peer_is_worker, requests, last_request } = reader;
+        let Reader { decoder, window, peer_is_worker, requests, last_request, frames, clock } = reader;
         let mut requests = Requests { open: requests, last: last_request };
         while let Some(frame) = decoder.next(&mut input)? {
+            *frames += 1;
             if matches!(frame.kind, Kind::Data | Kind::Request) {
                 window.receive(frame.body.len() as u64)?;
                 if let Some(bytes) = window.grant() {
@@ -108,7 +124,7 @@ impl Link {
             }
             match (frame.kind, *peer_is_worker) {
                 (Kind::Ping | Kind::Pong | Kind::Credit | Kind::Data | Kind::Goaway, _) => {
-                    self.either(frame)?;
+                    self.either(clock, frame)?;
                 }
                 (_, true) => self.from_worker(frame)?,
                 (_, false) => self.from_router(&mut requests, frame)?,
@@ -118,7 +134,7 @@ impl Link {
     }
 
     /// Frames that both sides send.
-    fn either(self: &Arc<Self>, frame: Frame<'_>) -> Result<(), StreamError> {
+    fn either(self: &Arc<Self>, clock: &mut ClockFilter, frame: Frame<'_>) -> Result<(), StreamError> {
         match frame.kind {
             Kind::Ping => {
                 let echo_ns = decode_ping(frame.body)?;
@@ -126,9 +142,7 @@ impl Link {
             }
             Kind::Pong => {
                 let (sent_ns, theirs_ns) = decode_pong(frame.body)?;
-                let now = now_ns();
-                let middle = sent_ns / 2 + now / 2;
-                self.clock_offset_ns.store(theirs_ns as i64 - middle as i64, Ordering::Relaxed);
+                self.pong_received(clock, sent_ns, theirs_ns);
             }
             Kind::Credit => {
                 self.check_known(frame)?;
@@ -148,6 +162,16 @@ impl Link {
         Ok(())
     }
 
+    fn pong_received(&self, clock: &mut ClockFilter, sent_ns: u64, theirs_ns: u64) {
+        let now = now_ns();
+        // An answer to what was never asked says nothing.
+        let round_trip_ns = now.saturating_sub(sent_ns.max(self.began_ns));
+        self.metrics.round_trip.observe_ns(round_trip_ns);
+        let offset_ns = clock.take(sent_ns, theirs_ns, now);
+        self.clock_offset_ns.store(offset_ns, Ordering::Relaxed);
+        self.metrics.found_offset(offset_ns);
+    }
+
     /// CREDIT may have emptied a backlog without a write.
     fn wake_unblocked(&self) {
         let unblocked = self.out.lock().take_unblocked();
@@ -156,6 +180,7 @@ impl Link {
 
     fn goaway_received(self: &Arc<Self>, goaway: &Goaway) -> Result<(), StreamError> {
         if goaway.reason != GoawayReason::Draining {
+            self.parted.store(goaway.reason == GoawayReason::Closed, Ordering::Relaxed);
             match (goaway.reason, self.peer.is_worker) {
                 (GoawayReason::Closed, true) => self.close("shutdown"),
                 _ => self.close(&format!("the peer closed the link: {}", goaway.detail)),
@@ -250,13 +275,14 @@ impl Link {
             }
             Kind::Kill => {
                 self.check_known(frame)?;
-                decode_kill(frame.body)?;
+                let reason = decode_kill(frame.body)?;
                 requests.open.remove(&frame.stream);
-                self.send(|out| out.close(frame.stream));
+                // First of all: an engine that finds its half closed shall find out why.
                 if let Some(stream) = self.stream(frame.stream) {
                     self.forget(frame.stream);
-                    stream.set_killed();
+                    stream.set_killed(killed_by(reason));
                 }
+                self.send(|out| out.close(frame.stream));
             }
             Kind::End => match self.stream(frame.stream) {
                 Some(stream) => stream.requests_end_received(frame.body)?,
@@ -298,6 +324,7 @@ impl Link {
         let reserved = if is_new { first_allocation(frame.body) } else { 0 };
         if !claim.grow_to(assembly.received().max(reserved)) {
             requests.open.remove(&frame.stream);
+            self.owner.on_refused(RejectReason::Overloaded);
             self.reject(
                 frame.stream,
                 RejectReason::Overloaded,
@@ -326,6 +353,7 @@ impl Link {
     }
 
     fn reject_too_large(self: &Arc<Self>, id: u64) {
+        self.owner.on_refused(RejectReason::TooLarge);
         let detail = format!("the limit is {} bytes", self.message_max);
         self.reject(id, RejectReason::TooLarge, 0, &detail);
     }
@@ -334,6 +362,15 @@ impl Link {
     pub(crate) fn reject(self: &Arc<Self>, id: u64, reason: RejectReason, retry_after_ms: u32, detail: &str) {
         let reject = Reject { reason, retry_after_ms, detail: detail.to_owned() };
         self.send(|out| out.reject(id, &reject));
+    }
+}
+
+const fn killed_by(reason: KillReason) -> KilledBy {
+    match reason {
+        KillReason::Cancelled => KilledBy::Caller,
+        KillReason::Deadline => KilledBy::Deadline,
+        KillReason::ItemTimeout => KilledBy::ItemTimeout,
+        KillReason::SlowConsumer => KilledBy::SlowConsumer,
     }
 }
 

@@ -3,6 +3,7 @@
 //! Whoever reads the socket puts items in; the consumer takes them out; neither holds the ring's lock while
 //! it wakes the other or touches the link. An ending never overtakes items that arrived before it.
 
+mod engine;
 mod requests;
 mod timing;
 
@@ -26,6 +27,7 @@ use super::feed::Feed;
 use crate::budget::Claim;
 use crate::clock::{NEVER, now_ms};
 use crate::error::Phase;
+use crate::metrics::router::ROUTER;
 
 /// One item as it arrived.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,6 +92,10 @@ struct Ring {
     consumer: Option<Waker>,
     producer: Option<Waker>,
     watcher: Option<Waker>,
+    /// When the request was sent, in nanoseconds, if that is counted; else 0.
+    sent_ns: u64,
+    /// Bytes of the items taken by the consumer.
+    taken_bytes: u64,
     /// Since when the consumer waits on an empty ring, [`NEVER`] while it does not.
     waiting_since_ms: u64,
     /// Where the items of the request come from, until ACCEPT.
@@ -109,6 +115,8 @@ const KILLED: u8 = 2;
 const REQUESTS: u8 = 4;
 /// At a router: the worker takes no more items of the request stream.
 const UNWANTED: u8 = 8;
+/// Where the number of who killed it lies.
+const BY_SHIFT: u32 = 4;
 
 /// A stream of a link; see the module's text. In this order, what a push looks at lies in one cache line:
 /// with hundreds of streams none of it is in the cache when the next item comes.
@@ -134,12 +142,20 @@ impl Stream {
             consumer: None,
             producer: None,
             watcher: None,
+            sent_ns: 0,
+            taken_bytes: 0,
             waiting_since_ms: NEVER,
             feed: None,
             window,
             stalled: (0, NEVER),
         };
         Self { id, link, timing, ring: Mutex::new(ring), flags: AtomicU8::new(0) }
+    }
+
+    /// It is a router's, and its request was sent at this time.
+    pub(crate) fn sent_at(mut self, now_ns: u64) -> Self {
+        self.ring.get_mut().sent_ns = now_ns;
+        self
     }
 
     // --- the consumer ---
@@ -151,6 +167,7 @@ impl Stream {
             return ring.ending.clone().map_or(Next::Pending, Next::End);
         };
         ring.taken += 1;
+        ring.taken_bytes += item.payload.len() as u64;
         let grant = ring.inbound.take(credit);
         ring.settle();
         ring.give_back_large();
@@ -220,6 +237,11 @@ impl Stream {
         self.ring.lock().taken
     }
 
+    /// Bytes of the request's items that the engine has taken; 0 for a single request.
+    pub(crate) fn requested_bytes(&self) -> u64 {
+        if self.has_requests() { self.ring.lock().taken_bytes } else { 0 }
+    }
+
     /// The phase in which the stream stands or ended.
     pub(crate) fn phase(&self) -> Phase {
         let ring = self.ring.lock();
@@ -256,6 +278,9 @@ impl Stream {
         let mut ring = self.ring.lock();
         ring.inbound.accept()?;
         ring.accepted = true;
+        if ring.sent_ns > 0 {
+            ROUTER.send.observe_ns(self.link.heard_ns().saturating_sub(ring.sent_ns));
+        }
         Ok(ring.feed.take())
     }
 
@@ -282,6 +307,7 @@ impl Stream {
 
     pub(crate) fn data(&self, flags: u8, body: &[u8]) -> Result<(), StreamError> {
         let mut ring = self.ring.lock();
+        let is_first = ring.sent_ns > 0 && ring.inbound.items() == 0;
         let chunk = match ring.inbound.data(flags, body)? {
             Arrived::Items { .. } => Some(Chunk::Frame(Bytes::copy_from_slice(body))),
             Arrived::Whole { encoding, payload, credit } => Some(Chunk::Whole {
@@ -294,6 +320,9 @@ impl Stream {
             drop(ring);
             self.fail(FaultCode::Engine, TOO_MANY_UNREAD);
             return Ok(());
+        }
+        if is_first && chunk.is_some() {
+            ROUTER.ttft.observe_ns(self.link.heard_ns().saturating_sub(ring.sent_ns));
         }
         let Some(chunk) = chunk else {
             // The rest of an item that nobody will take is not asked for.
@@ -353,46 +382,7 @@ impl Stream {
         }
     }
 
-    // --- the engine's side ---
-
-    /// STOP came, or the engine stops itself.
-    pub(crate) fn set_stopped(&self) {
-        if self.flags.fetch_or(STOPPED, Ordering::Relaxed) & STOPPED == 0 {
-            self.wake_watcher();
-        }
-    }
-
-    /// The engine's work is no longer wanted. It is told wherever it waits: for its watcher, for credit, for
-    /// items of the request.
-    pub(crate) fn set_killed(&self) {
-        self.flags.fetch_or(KILLED | STOPPED, Ordering::Release);
-        self.wake_watcher();
-        self.wake_producer();
-        self.close_requests();
-    }
-
-    pub(crate) fn is_stopped(&self) -> bool {
-        self.flags.load(Ordering::Relaxed) & STOPPED != 0
-    }
-
-    pub(crate) fn is_killed(&self) -> bool {
-        self.flags.load(Ordering::Acquire) & KILLED != 0
-    }
-
-    /// The deadline passed at the worker: the caller is answered, whatever the engine does.
-    pub(crate) fn expire(&self) {
-        self.fail(FaultCode::Deadline, "the deadline passed at the worker");
-    }
-
-    /// Ends the stream from the worker's side while its engine may still run.
-    pub(crate) fn fail(&self, code: FaultCode, message: &str) {
-        let fault =
-            Fault { code, kind: String::new(), message: message.to_owned(), traceback: String::new() };
-        // Its place in the queue is free before the caller can know.
-        self.link.forget(self.id);
-        self.set_killed();
-        self.link.send(|out| out.abandon(self.id, fault));
-    }
+    // --- who waits ---
 
     /// Registers who is told of STOP and KILL at a worker, of the end at a router; at most one.
     pub(crate) fn watch(&self, waker: Waker) {

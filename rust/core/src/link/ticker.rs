@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::driver::with_scratch;
 use super::{Ending, Link, ReadOutcome};
-use crate::clock::{NEVER, duration_ms, now_ms, now_ns};
+use crate::clock::{NEVER, NS_PER_MS, duration_ms, now_ms, now_ns};
 
 const TICK: Duration = Duration::from_millis(20);
 pub(super) const TICK_IDLE_MS: u64 = 100;
@@ -157,7 +157,7 @@ impl Watched {
 impl Link {
     /// How long until the next tick.
     fn pause(&self) -> Duration {
-        let silent_ms = now_ms().saturating_sub(self.last_heard_ms.load(Ordering::Relaxed));
+        let silent_ms = now_ms().saturating_sub(self.heard_ns() / NS_PER_MS);
         if silent_ms > IN_USE_MS && !self.has_streams() { TICK_IDLE } else { TICK }
     }
 
@@ -165,7 +165,7 @@ impl Link {
     /// nothing about the peer.
     fn forgive_own_stall(&self, late: Duration) {
         if late > self.liveness.ping_timeout / 2 {
-            self.last_heard_ms.store(now_ms(), Ordering::Relaxed);
+            self.last_heard_ns.store(now_ns(), Ordering::Relaxed);
         }
     }
 
@@ -174,11 +174,13 @@ impl Link {
         let interval = duration_ms(Some(self.liveness.ping_interval));
         let timeout = duration_ms(Some(self.liveness.ping_timeout));
         let now = now_ms();
-        let silent = now.saturating_sub(self.last_heard_ms.load(Ordering::Relaxed));
+        let silent = now.saturating_sub(self.heard_ns() / NS_PER_MS);
         if silent >= interval.saturating_add(timeout) {
             return self.close(&format!("the peer has been silent for {:.1} s", silent as f64 / 1_000.0));
         }
-        if silent >= interval && now.saturating_sub(self.last_ping_ms.load(Ordering::Relaxed)) >= interval {
+        // A worker asks a busy router too: clocks drift apart, and transit times rest on their offset.
+        let asks = silent >= interval || !self.peer.is_worker;
+        if asks && now.saturating_sub(self.last_ping_ms.load(Ordering::Relaxed)) >= interval {
             self.last_ping_ms.store(now, Ordering::Relaxed);
             self.send(|out| out.ping(now_ns()));
         }

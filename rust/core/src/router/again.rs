@@ -20,6 +20,7 @@ use super::response::{Ready, ResponseStream};
 use crate::clock::now_ms;
 use crate::error::{CallError, CallErrorKind, Phase};
 use crate::link::Item;
+use crate::metrics::router::{ROUTER, RetryReason};
 
 /// What a further run of a call takes.
 pub(super) struct Plan {
@@ -210,7 +211,7 @@ impl Again {
             return Some(self.told(progress, error));
         }
         let request = Item { encoding: self.plan.head.encoding, payload: self.plan.payload.clone() };
-        let why = self.begin(progress, request).err()?;
+        let why = self.begin(progress, request, RetryReason::Lost).err()?;
         Some(progress.of_all_runs(untried(error, why)))
     }
 
@@ -226,7 +227,7 @@ impl Again {
     }
 
     /// Begins a further run, or says why not.
-    fn begin(&self, progress: &mut Progress, request: Item) -> Result<(), &'static str> {
+    fn begin(&self, progress: &mut Progress, request: Item, reason: RetryReason) -> Result<(), &'static str> {
         let router = &self.plan.router;
         if progress.items == progress.items_before {
             progress.fruitless += 1;
@@ -244,6 +245,7 @@ impl Again {
             return Err("the retry budget is used up");
         }
         progress.lost = false;
+        ROUTER.retried(reason);
         progress.call = Some(Box::new(Call::continued(&self.plan, request)));
         Ok(())
     }
@@ -318,7 +320,9 @@ impl ResponseStream {
         if !again.may_resume(&progress) {
             return Err(Box::new(lost));
         }
-        again.begin(&mut progress, request).map_err(|why| Box::new(untried(lost, why)))?;
+        again
+            .begin(&mut progress, request, RetryReason::Resumed)
+            .map_err(|why| Box::new(untried(lost, why)))?;
         progress.resumed += 1;
         Ok(())
     }

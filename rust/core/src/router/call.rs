@@ -16,17 +16,19 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use headrace_wire::body::{FaultCode, KillReason, Reject, RejectReason, RequestHead, Shape};
+use headrace_wire::body::{RequestHead, Shape};
 
 use super::Shared;
 use super::again::{Again, Plan};
+use super::attempt::Attempt;
 use super::choice::{Candidate, Tried};
 use super::instances::{InFlight, Instance};
 use super::options::CallOptions;
-use super::response::{ResponseStream, encode_error, kind_of, refusal_of};
+use super::response::{ResponseStream, encode_error};
 use crate::clock::{NEVER, NS_PER_MS, duration_ms, now_ms, now_ns};
 use crate::error::{CallError, CallErrorKind, Phase};
-use crate::link::{Ending, Feed, Item, Link, OpenError, Outgoing, Stream, Timing};
+use crate::link::{Feed, Item, Link, OpenError, Outgoing, Timing};
+use crate::metrics::router::ROUTER;
 use crate::requests::RequestSink;
 
 /// A call in progress. Dropping it cancels it.
@@ -37,7 +39,7 @@ pub struct Call {
     pub(super) head: RequestHead,
     pub(super) payload: Bytes,
     /// What feeds the request stream, if it is one.
-    feed: Option<Arc<Feed>>,
+    pub(super) feed: Option<Arc<Feed>>,
     timeout: Option<Duration>,
     pub(super) item_timeout: Option<Duration>,
     /// The instance that the caller named; empty for any.
@@ -47,16 +49,18 @@ pub struct Call {
     pub(super) resumable: bool,
     pub(super) began_ms: u64,
     pub(super) deadline_ms: u64,
+    /// When the call began, until its request is first sent; nothing for one that continues another.
+    queued_ns: Option<u64>,
     /// It continues another call, and keeps that one's beginning and deadline.
     continues: bool,
     /// When the call last looked at the clock.
-    now_ns: u64,
-    state: State,
+    pub(super) now_ns: u64,
+    pub(super) state: State,
     /// Instances that have refused or were lost.
     pub(super) tried: Vec<Tried>,
-    retries: u32,
+    pub(super) retries: u32,
     /// How far the attempts that may have run had come; `Unsent` when none can have.
-    reached: Phase,
+    pub(super) reached: Phase,
     /// The router's number for the call, from its first poll on.
     number: Option<u64>,
     /// It is, or was, among the router's waiters.
@@ -64,7 +68,7 @@ pub struct Call {
 }
 
 #[derive(Debug)]
-enum State {
+pub(super) enum State {
     Begin,
     /// No instance was there; until when to wait, and whether a timer wakes the call then.
     Picking {
@@ -73,36 +77,6 @@ enum State {
     },
     Sent(Attempt),
     Done,
-}
-
-/// A request on its way. Dropping it kills its stream.
-#[derive(Debug)]
-struct Attempt {
-    stream: Option<Arc<Stream>>,
-    in_flight: Option<InFlight>,
-    instance: Arc<Instance>,
-    instance_id: Arc<str>,
-    began_ns: u64,
-    /// It shows whether an instance that was ejected is back.
-    is_trial: bool,
-}
-
-impl Attempt {
-    /// The worker has answered.
-    fn end_trial(&mut self, answered: bool) {
-        if std::mem::take(&mut self.is_trial) {
-            self.instance.end_trial(answered);
-        }
-    }
-}
-
-impl Drop for Attempt {
-    fn drop(&mut self) {
-        self.end_trial(false);
-        if let Some(stream) = self.stream.take() {
-            stream.kill(KillReason::Cancelled, Ending::Closed);
-        }
-    }
 }
 
 impl Future for Call {
@@ -140,6 +114,7 @@ impl Call {
             resumable: options.resumable,
             began_ms: 0,
             deadline_ms: NEVER,
+            queued_ns: None,
             continues: false,
             now_ns: 0,
             state,
@@ -192,7 +167,10 @@ impl Call {
     /// As its `poll`; a call may be moved between polls.
     pub fn poll_open(&mut self, cx: &Context<'_>) -> Poll<Result<ResponseStream, CallError>> {
         let result = self.drive(cx);
-        if result.is_ready() {
+        if let Poll::Ready(result) = &result {
+            if let Err(error) = result {
+                ROUTER.failed(&error.kind);
+            }
             self.state = State::Done;
         }
         result
@@ -239,6 +217,8 @@ impl Call {
         // One look at the clock serves all that follows until the call waits.
         self.now_ns = now_ns();
         if !self.continues {
+            ROUTER.requests.add(1);
+            self.queued_ns = Some(self.now_ns);
             self.began_ms = self.now_ns / NS_PER_MS;
             self.deadline_ms = self.timeout.map_or(NEVER, |timeout| {
                 let timeout_ns = u64::try_from(timeout.as_nanos()).unwrap_or(NEVER);
@@ -253,7 +233,7 @@ impl Call {
         self.state = self.picking();
     }
 
-    fn picking(&self) -> State {
+    pub(super) fn picking(&self) -> State {
         let wait_ms = duration_ms(Some(self.router.config.instance_timeout));
         State::Picking { until_ms: self.now_ms().saturating_add(wait_ms).min(self.deadline_ms), timer: false }
     }
@@ -263,7 +243,7 @@ impl Call {
     }
 
     /// What the caller is told when the last attempt had come to `phase`: of all attempts.
-    fn error(&self, mut kind: CallErrorKind, phase: Phase, instance: Option<String>) -> CallError {
+    pub(super) fn error(&self, mut kind: CallErrorKind, phase: Phase, instance: Option<String>) -> CallError {
         let phase = phase.max(self.reached);
         if let CallErrorKind::Disconnected { maybe_executed, .. } = &mut kind {
             *maybe_executed |= self.reached != Phase::Unsent;
@@ -356,6 +336,9 @@ impl Call {
         let began_ns = self.now_ns;
         let (payload, feed) = (self.payload.clone(), self.feed.as_ref());
         let stream = link.open(Outgoing { head: &mut self.head, payload, feed, timing, now_ns: began_ns })?;
+        if let Some(queued_ns) = self.queued_ns.take() {
+            ROUTER.queue.observe_ns(began_ns.saturating_sub(queued_ns));
+        }
         Ok(Attempt {
             stream: Some(stream),
             in_flight: Some(InFlight::new(instance)),
@@ -382,96 +365,14 @@ impl Call {
         response.observe_open(began_ns, now_ns());
         Poll::Ready(Ok(response))
     }
-
-    /// The attempt ended without a stream: the caller's error, or `None` when another attempt follows.
-    fn ended(&mut self, ending: Ending) -> Option<CallError> {
-        let State::Sent(attempt) = &mut self.state else { return None };
-        let (instance, instance_id) = (Arc::clone(&attempt.instance), Arc::clone(&attempt.instance_id));
-        let stream = attempt.stream.take()?;
-        let ending = refusal_of(ending);
-        let is_lost = matches!(ending, Ending::Lost { .. });
-        let is_shut_down = matches!(&ending, Ending::Fault(fault) if fault.code == FaultCode::Shutdown);
-        if !is_lost {
-            // Whatever it answered, it is there.
-            attempt.end_trial(true);
-            instance.ended_well();
-        }
-        let may_go_on = match &ending {
-            Ending::Rejected(reject) => matches!(
-                reject.reason,
-                RejectReason::Overloaded | RejectReason::Draining | RejectReason::NoSuchEndpoint
-            ),
-            Ending::Lost { maybe_executed: false, .. } => true,
-            // It may have run.
-            Ending::Lost { .. } => self.idempotent || self.resumable,
-            _ => is_shut_down && (self.idempotent || self.resumable),
-        };
-        // Items of an accepted request stream may have gone, and nobody has kept them.
-        let may_go_on = may_go_on && !self.feed.as_ref().is_some_and(|feed| feed.is_accepted());
-        let mut untried = "";
-        if may_go_on && self.retries < self.router.config.retries && now_ms() < self.deadline_ms {
-            let another = self.avoid(Tried { instance, instance_id: Arc::clone(&instance_id) });
-            if is_lost && !another {
-                // With no other there is, the same one may do once it is connected again.
-                self.tried.pop();
-            }
-            if another || is_lost {
-                if self.router.may_retry() {
-                    self.retries += 1;
-                    if is_shut_down || matches!(ending, Ending::Lost { maybe_executed: true, .. }) {
-                        self.reached = self.reached.max(stream.phase());
-                    }
-                    self.now_ns = now_ns();
-                    self.state = self.picking();
-                    return None;
-                }
-                untried = "; the retry budget is used up";
-            }
-        }
-        let phase = stream.phase();
-        let kind = match ending {
-            Ending::Rejected(reject) => self.rejected(reject, untried),
-            ending => kind_of(ending, &stream, self.began_ms, untried),
-        };
-        Some(self.error(kind, phase, Some(instance_id.to_string())))
-    }
-
-    /// Goes elsewhere from now on; whether there is another that could take the call.
-    fn avoid(&mut self, tried: Tried) -> bool {
-        self.tried.push(tried);
-        let all = self.router.instances.all();
-        all.iter().any(|other| self.may_try(other) && other.link_for(&self.head.endpoint).is_some())
-    }
-
-    fn rejected(&self, reject: Reject, untried: &str) -> CallErrorKind {
-        let Reject { reason, retry_after_ms, mut detail } = reject;
-        let retry_after = Duration::from_millis(u64::from(retry_after_ms));
-        match reason {
-            RejectReason::Overloaded | RejectReason::Draining => {
-                detail.push_str(untried);
-                CallErrorKind::Overloaded { retry_after, detail }
-            }
-            RejectReason::NoSuchEndpoint => {
-                let names = detail.split(", ").filter(|name| !name.is_empty());
-                let available = names.map(str::to_owned).collect();
-                CallErrorKind::NoSuchEndpoint { endpoint: self.head.endpoint.clone(), available }
-            }
-            RejectReason::Expired => CallErrorKind::DeadlineExceeded { elapsed: self.elapsed() },
-            RejectReason::TooLarge => CallErrorKind::PayloadTooLarge {
-                limit: 0,
-                actual: self.payload.len() as u64,
-                setting: "max_message_bytes",
-                what: detail,
-            },
-            RejectReason::Unauthenticated => CallErrorKind::Authentication { detail },
-            RejectReason::UnsupportedShape => CallErrorKind::Refused { detail },
-        }
-    }
 }
 
 impl Drop for Call {
     fn drop(&mut self) {
         if let Some(number) = self.number {
+            if !matches!(self.state, State::Done) {
+                ROUTER.cancellations.add(1);
+            }
             self.router.in_flight.fetch_sub(1, Ordering::Relaxed);
             if self.waits {
                 self.router.stop_waiting(number);

@@ -6,7 +6,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use headrace_wire::body::{GoawayReason, RequestHead, Status};
+use headrace_wire::body::{GoawayReason, RejectReason, RequestHead, Status};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -17,6 +17,8 @@ use crate::address::Address;
 use crate::clock::{now_ms, now_ns};
 use crate::discovery::Listing;
 use crate::link::{Greeting, HandshakeError, Link, Owner, Peer, connect};
+use crate::metrics::link::{LinkMetrics, ROUTER_SIDE};
+use crate::metrics::router::ROUTER;
 
 /// First and longest pause between attempts to connect, and how it grows: gRPC's shape, at local scale.
 const PAUSE_FIRST: Duration = Duration::from_millis(50);
@@ -353,9 +355,18 @@ impl Owner for Session {
         self.changed();
     }
 
+    fn on_broken(&self) {}
+
+    fn on_refused(&self, _reason: RejectReason) {}
+
+    fn metrics(&self) -> &'static LinkMetrics {
+        &ROUTER_SIDE
+    }
+
     fn on_closed(&self, reason: &str, lost: usize) {
         let under_calls = lost > 0 && !self.parted.load(Ordering::Relaxed);
         if under_calls && self.instance.lost() {
+            ROUTER.ejections.add(1);
             tracing::warn!(address = %self.instance.address, "this worker keeps losing calls and is ejected");
         }
         self.instance.set_down(ConnectFailure::Unreachable(reason.to_owned()));

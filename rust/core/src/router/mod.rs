@@ -7,11 +7,12 @@
 //! | [`info`] | what callers are told of an instance |
 //! | [`policy`], [`affinity`] | picking one of several; the same one for calls that belong together |
 //! | [`retry`] | how many further attempts there may be |
-//! | [`options`], [`call`], [`choice`] | one call, from request to stream, with its attempts; where each goes |
+//! | [`options`], [`call`], [`attempt`], [`choice`] | one call, from request to stream, with its attempts; where each goes |
 //! | [`response`], [`again`] | the stream that a caller reads; its further runs after a loss |
 
 mod affinity;
 mod again;
+mod attempt;
 mod call;
 mod choice;
 mod ejection;
@@ -51,6 +52,7 @@ use crate::config::RouterConfig;
 use crate::discovery::{Discovery, Fixed, Found, Listing};
 use crate::error::StartError;
 use crate::link::{Driver, Local, Ticker};
+use crate::metrics::{self, Samples, Source, names};
 use crate::requests::RequestSink;
 
 /// A router's counts at one moment.
@@ -175,6 +177,7 @@ impl Router {
             calls_total: AtomicU64::new(0),
             retries_total: AtomicU64::new(0),
         });
+        metrics::register(Arc::downgrade(&shared) as Weak<dyn Source>);
         for (place, list) in lists.iter_mut().enumerate() {
             if let Some(now) = list.borrow_and_update().clone() {
                 shared.update(place, now);
@@ -249,6 +252,21 @@ impl Router {
     /// Closes every link: streams that are open are lost to their readers, calls that wait fail.
     pub fn close(&self) {
         self.shared().close();
+    }
+}
+
+impl Source for Shared {
+    fn collect(&self, samples: &mut Samples) {
+        let all = self.instances.all();
+        for instance in all.iter() {
+            samples.count(&names::ROUTER_INFLIGHT, &[], instance.in_flight() as u64);
+            samples.count(&names::ROUTER_INSTANCES, &[instance.info().state.name()], 1);
+            if let Some(link) = instance.link() {
+                samples.count(&names::LINK_OPEN, &["router"], 1);
+                samples.count(&names::LINK_STREAMS, &["router"], link.streams() as u64);
+            }
+        }
+        samples.count(&names::ROUTER_WAITING, &[], self.waiters.lock().len() as u64);
     }
 }
 

@@ -14,6 +14,7 @@ use super::instances::InFlight;
 use crate::clock::{NEVER, now_ms};
 use crate::error::{CallError, CallErrorKind};
 use crate::link::{Ending, Item, Next, Stream};
+use crate::metrics::router::ROUTER;
 
 /// What a caller finds without waiting.
 #[derive(Debug)]
@@ -173,9 +174,13 @@ impl ResponseStream {
 
     fn landed(&self, ending: &Ending) {
         let in_flight = self.in_flight.lock().take();
-        if let Some(in_flight) = in_flight
-            && !matches!(ending, Ending::Lost { .. } | Ending::Closed)
-        {
+        let Some(in_flight) = in_flight else { return };
+        match ending {
+            Ending::Clean { .. } => {}
+            Ending::Closed => ROUTER.cancellations.add(1),
+            ending => ROUTER.failed(&self.kind(ending.clone())),
+        }
+        if !matches!(ending, Ending::Lost { .. } | Ending::Closed) {
             in_flight.instance().ended_well();
         }
     }

@@ -12,6 +12,7 @@ use super::health::Pulse;
 use super::{Shared, session};
 use crate::engine::{Engine, Request};
 use crate::link::Stream;
+use crate::metrics::worker::Account;
 
 /// An admitted request.
 #[derive(Debug)]
@@ -21,9 +22,30 @@ pub(crate) struct Job {
     pub(super) stream: Arc<Stream>,
     /// Tells of the engine's health, if it can be checked.
     pub(super) pulse: Option<Pulse>,
+    /// What counts it, once it is accepted; health checks have none.
+    pub(super) account: Option<Account>,
+}
+
+impl Job {
+    /// It was killed while it waited.
+    fn end_killed(&mut self) {
+        if let Some(account) = self.account.take() {
+            account.ended(self.stream.killed_by().outcome(false));
+        }
+    }
+
+    fn started(&mut self, waited: bool) {
+        if let Some(account) = &mut self.account {
+            account.started(waited);
+        }
+    }
 }
 
 /// What admission decided.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "taken apart where it is made; a box would be an allocation a request"
+)]
 pub(super) enum Admitted {
     Run(Job, Permit),
     Queued,
@@ -66,20 +88,21 @@ impl Admission {
     pub(super) fn admit(
         &self,
         shared: &Arc<Shared>,
-        job: Job,
-        accept: impl FnOnce(&Arc<Stream>),
+        mut job: Job,
+        accept: impl FnOnce(&mut Job),
     ) -> Admitted {
         let mut places = self.places.lock();
         if places.running < self.concurrency {
             places.running += 1;
-            accept(&job.stream);
+            accept(&mut job);
+            job.started(false);
             return Admitted::Run(job, Permit::new(shared));
         }
         if places.queue.len() >= self.queue {
             places.forget_killed();
         }
         if places.queue.len() < self.queue {
-            accept(&job.stream);
+            accept(&mut job);
             places.queue.push_back(job);
             return Admitted::Queued;
         }
@@ -96,16 +119,28 @@ impl Admission {
         (places.held_ms * ahead).clamp(1.0, 30_000.0) as u32
     }
 
+    /// Whether one more request would be refused now.
+    pub(super) fn is_full(&self) -> bool {
+        let (running, queued) = self.load();
+        running >= self.concurrency && queued >= self.queue
+    }
+
     /// Forgets what waits: its streams have ended.
     pub(super) fn clear(&self) {
         let waiting = std::mem::take(&mut self.places.lock().queue);
-        drop(waiting);
+        waiting.into_iter().for_each(|mut job| job.end_killed());
     }
 }
 
 impl Places {
     fn forget_killed(&mut self) {
-        self.queue.retain(|job| !job.stream.is_killed());
+        self.queue.retain_mut(|job| {
+            let killed = job.stream.is_killed();
+            if killed {
+                job.end_killed();
+            }
+            !killed
+        });
     }
 }
 
@@ -162,8 +197,11 @@ impl Drop for Permit {
             loop {
                 match places.queue.pop_front() {
                     // It keeps the place: `running` stays as it is.
-                    Some(job) if !job.stream.is_killed() => break Some(job),
-                    Some(_) => {}
+                    Some(mut job) if !job.stream.is_killed() => {
+                        job.started(true);
+                        break Some(job);
+                    }
+                    Some(mut job) => job.end_killed(),
                     None => {
                         places.running -= 1;
                         break None;

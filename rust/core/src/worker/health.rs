@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use headrace_wire::body::{Fault, KillReason, RequestHead, Role, Shape, Status};
+use headrace_wire::body::{Fault, KillReason, RejectReason, RequestHead, Role, Shape, Status};
 use parking_lot::Mutex;
 use tokio::net::UnixStream;
 use tokio::runtime::Handle;
@@ -25,6 +25,7 @@ use crate::link::{
     Driver, Ending, HandshakeError, Incoming, Item, Link, Local, Next, Outgoing, Owner, Stream, Timing,
     TokioDriver, accept, greet_over,
 };
+use crate::metrics::link::{CHECKS, LinkMetrics};
 
 /// The request id of a check: engines may tell it by that.
 const REQUEST_ID: &str = "health-check";
@@ -51,6 +52,11 @@ impl Vitals {
             checks: AtomicUsize::new(0),
             failure: Mutex::new(None),
         }
+    }
+
+    /// Why the engine counts as not answering, if it does.
+    pub(super) fn failure(&self) -> Option<String> {
+        self.failure.lock().clone()
     }
 
     fn take_answered(&self) -> bool {
@@ -127,7 +133,7 @@ impl Shared {
             .engines
             .values()
             .filter_map(|served| served.vitals.as_ref())
-            .filter_map(|vitals| Some((&vitals.endpoint, vitals.failure.lock().clone()?)))
+            .filter_map(|vitals| Some((&vitals.endpoint, vitals.failure()?)))
             .collect();
         failures.sort();
         failures.into_iter().next().map(|(_, reason)| reason)
@@ -293,5 +299,13 @@ impl Owner for Prober {
 
     fn on_goaway(&self) {}
 
+    fn on_broken(&self) {}
+
+    fn on_refused(&self, _reason: RejectReason) {}
+
     fn on_closed(&self, _reason: &str, _lost: usize) {}
+
+    fn metrics(&self) -> &'static LinkMetrics {
+        &CHECKS
+    }
 }

@@ -6,16 +6,18 @@
 //! | [`session`] | one router's link: answering its requests |
 //! | [`admission`] | running, queued, refused: places and who gets them |
 //! | [`health`] | whether engines answer |
+//! | [`report`] | what it tells of itself |
 //! | this one | the worker's life: bind, serve, drain, close |
 
 mod admission;
 mod health;
 mod listener;
+mod report;
 mod session;
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use headrace_wire::body::{FaultCode, Goaway, GoawayReason, Role, Status};
@@ -36,6 +38,8 @@ use crate::discovery::{Discovery, DiscoveryError, Listing, Registration};
 use crate::engine::Engine;
 use crate::error::StartError;
 use crate::link::{Driver, Link, Local, Ticker};
+use crate::metrics::worker::Endpoint;
+use crate::metrics::{self, Source};
 
 /// How often a drain looks whether the last answers have been written.
 const DRAIN_TICK: Duration = Duration::from_millis(5);
@@ -67,13 +71,15 @@ struct Served {
     engine: Arc<dyn Engine>,
     /// What is known of its health, if it can be checked.
     vitals: Option<Arc<Vitals>>,
+    metrics: &'static Endpoint,
 }
 
 impl Served {
     fn new(endpoint: &str, engine: Arc<dyn Engine>) -> Self {
         let endpoint: Arc<str> = endpoint.into();
         let vitals = engine.health_check().map(|check| Arc::new(Vitals::new(Arc::clone(&endpoint), check)));
-        Self { endpoint, engine, vitals }
+        let metrics = metrics::worker::endpoint(&endpoint);
+        Self { endpoint, engine, vitals, metrics }
     }
 }
 
@@ -158,6 +164,7 @@ impl Worker {
         });
         let checks = (runtime.clone(), Arc::clone(&driver));
         let (listener, address) = Listener::bind(address, Arc::clone(&shared), runtime, driver).await?;
+        metrics::register(Arc::downgrade(&shared) as Weak<dyn Source>);
         *shared.checks.lock() = Checks::start(&shared, &checks.0, &checks.1);
         Ok(Self { shared, address, listener: Arc::new(listener) })
     }
@@ -183,16 +190,7 @@ impl Worker {
     /// Its counts now.
     #[must_use]
     pub fn stats(&self) -> WorkerStats {
-        let (running, queued) = self.shared.admission.load();
-        let links = self.shared.links.lock();
-        WorkerStats {
-            running,
-            queued,
-            links: links.len(),
-            streams: links.iter().map(|link| link.streams()).sum(),
-            accepted_total: self.shared.accepted_total.load(Ordering::Relaxed),
-            rejected_total: self.shared.rejected_total.load(Ordering::Relaxed),
-        }
+        self.shared.stats()
     }
 
     /// Whether routers are told to send requests: it does not drain, and its engines answer.
@@ -277,6 +275,19 @@ fn check_names(engines: &[(String, Arc<dyn Engine>)]) -> Result<(), StartError> 
 }
 
 impl Shared {
+    fn stats(&self) -> WorkerStats {
+        let (running, queued) = self.admission.load();
+        let links = self.links.lock();
+        WorkerStats {
+            running,
+            queued,
+            links: links.len(),
+            streams: links.iter().map(|link| link.streams()).sum(),
+            accepted_total: self.accepted_total.load(Ordering::Relaxed),
+            rejected_total: self.rejected_total.load(Ordering::Relaxed),
+        }
+    }
+
     fn local(&self) -> Local {
         Local {
             role: Role::Worker,

@@ -17,7 +17,18 @@ use crate::budget::Claim;
 use crate::clock::{NEVER, after_ms};
 use crate::engine::{Request, Responder};
 use crate::link::{Item, Link, Owner, Stream, Timing};
+use crate::metrics;
+use crate::metrics::link::LinkMetrics;
+use crate::metrics::worker::Account;
 use crate::requests::RequestStream;
+
+/// A request that is not admitted.
+struct Refused<'a> {
+    id: u64,
+    reason: RejectReason,
+    retry_after_ms: u32,
+    detail: &'a str,
+}
 
 /// The worker as the owner of one link.
 #[derive(Debug)]
@@ -36,9 +47,15 @@ impl Session {
         Self { shared, checks: true }
     }
 
-    fn refuse(&self, link: &Arc<Link>, id: u64, reason: RejectReason, retry_after_ms: u32, detail: &str) {
-        if !self.checks {
-            self.shared.rejected_total.fetch_add(1, Ordering::Relaxed);
+    fn refuse(&self, link: &Arc<Link>, refused: &Refused<'_>, served: Option<&Served>) {
+        let Refused { id, reason, retry_after_ms, detail } = *refused;
+        match served {
+            _ if self.checks => {}
+            Some(served) => {
+                self.shared.rejected_total.fetch_add(1, Ordering::Relaxed);
+                served.metrics.rejected(reason);
+            }
+            None => self.on_refused(reason),
         }
         link.reject(id, reason, retry_after_ms, detail);
     }
@@ -47,20 +64,24 @@ impl Session {
 impl Owner for Session {
     fn on_request(&self, link: &Arc<Link>, id: u64, head: RequestHead, payload: Bytes) {
         let shared = &self.shared;
+        let found = shared.served(&head.endpoint);
+        let refuse = |reason, retry_after_ms, detail: &str| {
+            self.refuse(link, &Refused { id, reason, retry_after_ms, detail }, found);
+        };
         if shared.is_draining() {
-            return self.refuse(link, id, RejectReason::Draining, 0, "the worker is draining");
+            return refuse(RejectReason::Draining, 0, "the worker is draining");
         }
-        let Some(served) = shared.served(&head.endpoint) else {
-            return self.refuse(link, id, RejectReason::NoSuchEndpoint, 0, &shared.endpoints.join(", "));
+        let Some(served) = found else {
+            return refuse(RejectReason::NoSuchEndpoint, 0, &shared.endpoints.join(", "));
         };
         if let Some(detail) = served.engine.refuses(head.request_shape) {
-            return self.refuse(link, id, RejectReason::UnsupportedShape, 0, &detail);
+            return refuse(RejectReason::UnsupportedShape, 0, &detail);
         }
         if head.deadline_us == Some(0) {
-            return self.refuse(link, id, RejectReason::Expired, 0, "the deadline passed on the way");
+            return refuse(RejectReason::Expired, 0, "the deadline passed on the way");
         }
         if link.streams() >= shared.config.streams_per_link as usize {
-            return self.refuse(link, id, RejectReason::Overloaded, 100, "too many streams on this link");
+            return refuse(RejectReason::Overloaded, 100, "too many streams on this link");
         }
         let timing = Timing {
             deadline_ms: after_ms(head.deadline_us.map(Duration::from_micros)),
@@ -69,6 +90,7 @@ impl Owner for Session {
         };
         let (stream, granted) = shared.receiving(link, id, head.request_shape, timing);
         let requests = (head.request_shape == Shape::Many).then(|| RequestStream::new(Arc::clone(&stream)));
+        let (bytes, sent_ns) = (payload.len(), head.sent_at_us.saturating_mul(1_000));
         let request = Request {
             id: head.request_id,
             endpoint: Arc::clone(&served.endpoint),
@@ -79,19 +101,21 @@ impl Owner for Session {
             client_id: Arc::clone(&link.peer().instance_id),
         };
         let pulse = served.vitals.as_ref().map(|vitals| Pulse::new(vitals, self.checks));
-        let job = Job { engine: Arc::clone(&served.engine), request, stream, pulse };
-        let accept = |stream: &Arc<Stream>| {
+        let job = Job { engine: Arc::clone(&served.engine), request, stream, pulse, account: None };
+        let accept = |job: &mut Job| {
             if !self.checks {
                 shared.accepted_total.fetch_add(1, Ordering::Relaxed);
+                let (arrived_ns, transit_ns) = (link.heard_ns(), link.transit_ns(sent_ns));
+                job.account = Some(Account::accepted(served.metrics, arrived_ns, bytes, transit_ns));
             }
-            link.accept_stream(stream, granted, head.window);
+            link.accept_stream(&job.stream, granted, head.window);
         };
         match shared.admission.admit(shared, job, accept) {
             Admitted::Run(job, permit) => admission::start_in_turn(job, permit),
             Admitted::Queued => {}
             Admitted::Full { retry_after_ms, running, queued } => {
                 let detail = format!("{running} requests running and {queued} queued");
-                self.refuse(link, id, RejectReason::Overloaded, retry_after_ms, &detail);
+                refuse(RejectReason::Overloaded, retry_after_ms, &detail);
             }
         }
     }
@@ -99,6 +123,23 @@ impl Owner for Session {
     fn on_status(&self, _status: Status) {}
 
     fn on_goaway(&self) {}
+
+    fn on_broken(&self) {
+        if !self.checks {
+            metrics::worker::invalid_message();
+        }
+    }
+
+    fn on_refused(&self, reason: RejectReason) {
+        if !self.checks {
+            self.shared.rejected_total.fetch_add(1, Ordering::Relaxed);
+            metrics::worker::refused_unread(reason);
+        }
+    }
+
+    fn metrics(&self) -> &'static LinkMetrics {
+        if self.checks { &metrics::link::CHECKS } else { &metrics::link::WORKER_SIDE }
+    }
 
     fn on_closed(&self, reason: &str, _lost: usize) {
         tracing::debug!(instance = self.shared.instance_id, reason, "a router's link closed");
@@ -108,8 +149,8 @@ impl Owner for Session {
 
 /// Hands a request to its engine.
 pub(super) fn start(job: Job, permit: Permit) {
-    let Job { engine, request, stream, pulse } = job;
-    let responder = Responder::new(stream, permit, pulse);
+    let Job { engine, request, stream, pulse, account } = job;
+    let responder = Responder::new(stream, permit, pulse, account);
     // A panic is that request's failure, not its link's: the responder answers as it is dropped.
     let started = catch_unwind(AssertUnwindSafe(|| engine.start(request, responder)));
     if started.is_err() {
