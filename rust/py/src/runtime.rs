@@ -6,6 +6,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::ThreadId;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -61,6 +62,14 @@ pub(crate) fn check_fork(py: Python<'_>) -> PyResult<()> {
 
 pub(crate) fn is_forked() -> bool {
     FORKED.load(Ordering::Relaxed)
+}
+
+/// The calling thread. (`std::thread::current` counts a reference up and down each time.)
+pub(crate) fn this_thread() -> ThreadId {
+    thread_local! {
+        static THIS: ThreadId = std::thread::current().id();
+    }
+    THIS.try_with(|this| *this).unwrap_or_else(|_| std::thread::current().id())
 }
 
 /// Called in a forked child: nothing of the parent's may be used or closed here. A child of a process that

@@ -31,7 +31,7 @@ use super::wake::Wake;
 use crate::audit::entered_python;
 use crate::batch;
 use crate::requests::RequestSink;
-use crate::runtime::is_forked;
+use crate::runtime::{is_forked, this_thread};
 use crate::sink::Sink;
 
 /// Events handled in one callback before the loop gets its turn.
@@ -492,12 +492,4 @@ impl Hub {
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)
     }
-}
-
-/// The calling thread. (`std::thread::current` counts a reference up and down each time.)
-fn this_thread() -> ThreadId {
-    thread_local! {
-        static THIS: ThreadId = std::thread::current().id();
-    }
-    THIS.try_with(|this| *this).unwrap_or_else(|_| std::thread::current().id())
 }
