@@ -1,5 +1,5 @@
-"""How submits reach the queue: by its own methods, put into the batcher's namespace, so that a submit costs no
-frame of Python.
+"""How submits reach the queue: by its own methods, put into the batcher's namespace, so that a submit costs
+no frame of Python.
 """
 
 from __future__ import annotations

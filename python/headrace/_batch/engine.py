@@ -1,8 +1,8 @@
 """A batcher as an engine: what several routers ask for at the same time shares batches.
 
 The client of an item is the router that asks, its time is what the caller has left, and a caller that leaves
-cancels its item. A request that the batcher has no room for is refused as one that the worker has no room for:
-its router takes it elsewhere, or its caller is told ``Overloaded``.
+cancels its item. A request that the batcher has no room for is refused like one that the worker has no room
+for: its router takes it elsewhere, or its caller is told ``Overloaded``.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ _PASSING = frozenset({"queue_full", "queue_cost", "client_cap"})
 
 
 def refusal_of(error: errors.BatchError) -> Exception:
-    """What to tell the caller whose request was not admitted: to go elsewhere or come back, if that may help."""
+    """What to tell the caller of a request that was not admitted: to go elsewhere or come back, if that helps."""
     if isinstance(error, errors.Rejected) and error.reason in _PASSING:
         return Refusal(str(error), error.retry_after)
     if isinstance(error, errors.Closed):

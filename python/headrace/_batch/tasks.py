@@ -1,8 +1,8 @@
 """Asynchronous functions: one task for each batch on the loop, up to ``workers`` at once; an engine that
 steps has one task for each worker.
 
-While a function runs, its context says so: a submit that comes from there looks whether anybody is free to take
-the item, since a function that waits for itself would wait for ever.
+While a function runs, its context says so: a submit that comes from there looks whether anybody is free to
+take the item, since a function that waits for itself would wait for ever.
 """
 
 from __future__ import annotations
