@@ -1,5 +1,4 @@
-"""Asynchronous functions: one task for each batch on the loop, up to ``workers`` at once; an engine that
-steps has one task for each worker.
+"""Asynchronous functions: up to ``workers`` tasks on the loop, each of which runs one batch after the other.
 
 While a function runs, its context says so: a submit that comes from there looks whether anybody is free to
 take the item, since a function that waits for itself would wait for ever.
@@ -12,13 +11,13 @@ import contextlib
 import contextvars
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from headrace import errors
 from headrace._batch.batch import Batch, Streams, results_of
 from headrace._batch.functions import Hooks, Kind, Work, run_hook
 from headrace._batch.steps import Steps, drive_async
-from headrace._headrace import BatchQueue, BatchTaken
+from headrace._headrace import BatchQueue, BatchTaken, Seat
 
 _EVERY = 1 << 30
 """More items than can wait."""
@@ -42,6 +41,7 @@ class Tasks:
         self._hooks: list[Hooks] = []
         self._failure: BaseException | None = None
         self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._seats: dict[int, Seat] = {}
         self._lost: set[asyncio.Task[None]] = set()
         self._run = self._run_streams if work.kind is Kind.STREAM else self._run_function
 
@@ -121,9 +121,10 @@ class Tasks:
                 taken.fail(error)
 
     def on_lost(self, number: int) -> None:
-        """A worker was given up: its task is cancelled. Another batch needs nothing but a task; an engine is
-        stepped by a new one.
+        """A worker was given up: its task is cancelled. The next batch finds a new one; an engine is stepped
+        by a new one.
         """
+        self._leave(number)
         task = self._tasks.pop(number, None)
         if task is None:
             return
@@ -140,6 +141,8 @@ class Tasks:
 
     async def stop(self, *, abandon: bool = False) -> None:
         """Run ``on_stop``. The queue is closed before, and nothing runs any more, or is abandoned."""
+        for number in list(self._seats):
+            self._leave(number)
         tasks = [task for task in self._tasks.values() if not task.done()]
         if abandon:
             for task in tasks:
@@ -163,31 +166,57 @@ class Tasks:
         if self._failure is not None:
             taken.fail(self._failure)
             return
-        self._tasks[taken.worker] = self._loop.create_task(self._run(taken), context=self._context.copy())
+        number = taken.worker
+        seat = self._seats.get(number)
+        if seat is None or not seat.give(taken):
+            # There is none yet, or the one there was has been cancelled.
+            self._leave(number)
+            self._employ(number, taken)
+
+    def _employ(self, number: int, taken: BatchTaken) -> None:
+        seat = self._seats[number] = self._queue.seat()
+        task: Any = self._loop.create_task(self._serve(taken, seat), context=self._context.copy())
+        # One that waits for a batch when its loop is thrown away has left nothing undone.
+        task._log_destroy_pending = False
+        self._tasks[number] = task
+
+    def _leave(self, number: int) -> None:
+        seat = self._seats.pop(number, None)
+        if seat is not None:
+            seat.close()
+
+    async def _serve(self, taken: BatchTaken | None, seat: Seat) -> None:
+        task = cast("asyncio.Task[None]", asyncio.current_task())
+        within = self._queue.enter(task)
+        clean = contextvars.copy_context()
+        while taken is not None:
+            within.enter()
+            await self._run(taken)
+            within.leave()
+            # The next wait may be long, and items may be large.
+            taken = None
+            # The next batch shall not find what this one left: a context variable, or that it was cancelled.
+            if not task.cancelling() and contextvars.copy_context() == clean:
+                taken = await seat
 
     async def _run_function(self, taken: BatchTaken) -> None:
-        within = self._queue.enter(asyncio.current_task())
         left = [taken]
-        try:
-            while left:
-                part = left.pop()
-                try:
-                    part.complete(results_of(await self._function(Batch(part))))
-                except BaseException as error:
-                    halves = part.split() if self.isolate and isinstance(error, Exception) else None
-                    if halves is None:
-                        part.fail(error)
-                        if isinstance(error, KeyboardInterrupt | SystemExit):
-                            raise
-                    else:
-                        left += reversed(halves)
-                if left:
-                    left[-1].rearm()
-        finally:
-            within.leave()
+        while left:
+            part = left.pop()
+            try:
+                part.complete(results_of(await self._function(Batch(part))))
+            except BaseException as error:
+                halves = part.split() if self.isolate and isinstance(error, Exception) else None
+                if halves is None:
+                    part.fail(error)
+                    if isinstance(error, KeyboardInterrupt | SystemExit):
+                        raise
+                else:
+                    left += reversed(halves)
+            if left:
+                left[-1].rearm()
 
     async def _run_streams(self, taken: BatchTaken) -> None:
-        within = self._queue.enter(asyncio.current_task())
         try:
             streams = Streams(taken)
             async with contextlib.aclosing(self._function(Batch(taken))) as steps:
@@ -200,8 +229,6 @@ class Tasks:
                 raise
         else:
             taken.finish()
-        finally:
-            within.leave()
 
     # An engine that steps.
 

@@ -47,6 +47,8 @@ mod _headrace {
     #[pymodule_export]
     use crate::batch::queue::BatchQueue;
     #[pymodule_export]
+    use crate::batch::seat::Seat;
+    #[pymodule_export]
     use crate::batch::settings::BatchSettings;
     #[pymodule_export]
     use crate::batch::stream::BatchStream;

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
+use std::time::{Duration, Instant};
 
 use headrace::batch::{BatchClock, Cause, Coordinator, Notice, Taken};
 use headrace::batch::{BatchConfig, Terms};
@@ -14,6 +15,7 @@ use super::flag::Flag;
 use super::gathered::Gathered;
 use super::numbers::Numbers;
 use super::reply::{Numbered, Reply, Thing};
+use super::seat::Seat;
 use super::taken::BatchTaken;
 use crate::bridge::hub::{Closes, Event, Hub};
 use crate::errors::start_error;
@@ -70,7 +72,14 @@ pub(crate) struct Core {
     feeders: Mutex<Vec<Py<Gathered>>>,
     takers: Mutex<Vec<Py<Flag>>>,
     quiet: Mutex<Vec<Py<Flag>>>,
+    /// Where tasks wait that run batches.
+    seats: Mutex<Vec<Py<Seat>>>,
+    /// The loop's turn in which batches were last taken, and when the first of them was.
+    turn: Mutex<Option<(u64, Instant)>>,
 }
+
+/// How long batches are run in one turn of the loop, one after the other, before others have theirs.
+const TURN_MAX: Duration = Duration::from_micros(100);
 
 #[derive(Debug)]
 struct Notices {
@@ -134,6 +143,8 @@ impl Core {
             feeders: Mutex::default(),
             takers: Mutex::default(),
             quiet: Mutex::default(),
+            seats: Mutex::default(),
+            turn: Mutex::default(),
         });
         // Set once: the coordinator tells nothing before it has an item.
         let _ = notices.core.set(Arc::downgrade(&core));
@@ -183,6 +194,8 @@ impl Core {
             Task::Quiet => {
                 tell_all(&self.quiet, true);
                 tell_all(&self.takers, false);
+                let seats = std::mem::take(&mut *self.seats.lock());
+                seats.iter().for_each(|seat| seat.get().close());
                 Ok(())
             }
         }
@@ -195,7 +208,14 @@ impl Core {
             tell_all(&self.takers, !self.coordinator.is_closed() || !self.coordinator.is_quiet());
             return Ok(());
         };
-        while let Some(worker) = self.enlist() {
+        loop {
+            // Functions run in here, as far as they need not wait.
+            if !self.has_turn() {
+                self.notices.planned.store(true, Ordering::Release);
+                self.hub.put_off(Event::Batch(Arc::downgrade(self), Task::Take));
+                break;
+            }
+            let Some(worker) = self.enlist() else { break };
             let Taken::Batch(batch) = self.coordinator.try_take(worker) else {
                 self.crew.lock().busy.remove(&worker);
                 break;
@@ -208,6 +228,33 @@ impl Core {
             }
         }
         Ok(())
+    }
+
+    /// Whether batches may be run in this turn of the loop still.
+    fn has_turn(&self) -> bool {
+        let (turn, now) = (self.hub.turn(), Instant::now());
+        let mut began = self.turn.lock();
+        match &*began {
+            Some((number, since)) if *number == turn => now.duration_since(*since) < TURN_MAX,
+            _ => {
+                *began = Some((turn, now));
+                true
+            }
+        }
+    }
+
+    /// A place for a task that runs batches.
+    pub(super) fn seat(&self, py: Python<'_>) -> PyResult<Py<Seat>> {
+        let seat = Py::new(py, Seat::new(&self.hub))?;
+        let over = self.coordinator.is_closed() && self.coordinator.is_quiet();
+        if over {
+            seat.get().close();
+        } else {
+            let mut seats = self.seats.lock();
+            seats.retain(|seat| !seat.get().is_closed());
+            seats.push(seat.clone_ref(py));
+        }
+        Ok(seat)
     }
 
     /// Has the maps that wait go on, whoever was first last time being last now: while there is less room
@@ -325,7 +372,8 @@ impl Closes for Core {
         // Nobody tells them anything any more, and maps would keep this alive.
         let waiting = (std::mem::take(&mut *self.feeders.lock()), std::mem::take(&mut *self.takers.lock()));
         let quiet = std::mem::take(&mut *self.quiet.lock());
-        drop((waiting, quiet));
+        let seats = std::mem::take(&mut *self.seats.lock());
+        drop((waiting, quiet, seats));
     }
 }
 

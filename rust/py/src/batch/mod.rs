@@ -12,6 +12,7 @@
 //! | [`reply`] | an item, whom it is for, and what became of it as a value or an exception |
 //! | [`submission`], [`gathered`], [`stream`], [`blocking`] | who waits: for one item, for many, for the items of one, on a thread |
 //! | [`taken`] | a batch in a function's hands |
+//! | [`seat`] | where a task that runs batches waits for its next one |
 //! | [`numbers`] | numbers for keys and clients, which the core knows no objects of |
 //! | [`flag`] | an awaitable that somebody sets |
 //!
@@ -26,6 +27,7 @@ pub(crate) mod gathered;
 mod numbers;
 pub(crate) mod queue;
 mod reply;
+pub(crate) mod seat;
 pub(crate) mod settings;
 pub(crate) mod stream;
 pub(crate) mod submission;

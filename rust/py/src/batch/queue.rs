@@ -14,6 +14,7 @@ use super::core::{Callbacks, Core};
 use super::flag::Flag;
 use super::gathered::Gathered;
 use super::reply::{Waits, read};
+use super::seat::Seat;
 use super::settings::BatchSettings;
 use super::stream::{BatchStream, Yielded};
 use super::submission::{Answering, Submission};
@@ -182,6 +183,12 @@ impl BatchQueue {
     fn enter<'py>(&self, py: Python<'py>, task: Option<&Bound<'py, PyAny>>) -> PyResult<Bound<'py, Within>> {
         check_fork(py)?;
         Within::mark(&self.0, py, task)
+    }
+
+    /// Where a task waits that runs batches on the loop.
+    fn seat(&self, py: Python<'_>) -> PyResult<Py<Seat>> {
+        self.check(py)?;
+        self.0.seat(py)
     }
 
     /// The next batch for a thread of one's own; `None` when there will be none any more.

@@ -16,20 +16,18 @@ use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
 use headrace::link::Link;
-use headrace::{Request, Responder};
 use parking_lot::Mutex;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
-use pyo3::pybacked::PyBackedBytes;
 use slab::Slab;
 
+pub(crate) use super::event::{Event, Slot, Target};
 use super::loop_hub::LoopHub;
 use super::parking::Parking;
 use super::reader::LinkReader;
 use super::waiter::Waiter;
 use super::wake::Wake;
 use crate::audit::entered_python;
-use crate::batch;
 use crate::requests::RequestSink;
 use crate::runtime::{is_forked, this_thread};
 use crate::sink::Sink;
@@ -42,45 +40,6 @@ const ABANDON_WAIT: Duration = Duration::from_secs(1);
 
 /// Places to wait kept for reuse: as many as a busy loop has calls in flight.
 const SPARE_PARKINGS_MAX: usize = 1024;
-
-/// What a thread wants of the loop.
-pub(crate) enum Event {
-    /// What waits in this slot may go on.
-    Wake(Slot),
-    /// A request for the engine in this slot.
-    Start(Slot, Box<(Request, Responder)>),
-    /// A link whose socket the loop shall watch.
-    Attach(Arc<Link>),
-    /// A link with gathered bytes.
-    Flush(Arc<Link>),
-    /// Something to be done for a batcher.
-    Batch(Weak<batch::Core>, batch::Task),
-    /// An item of a batcher has its answer.
-    Answered(batch::Told),
-    /// A Python object that was freed on another thread.
-    Trash(PyBackedBytes),
-    /// Anything else.
-    Run(Box<dyn FnOnce() + Send>),
-}
-
-/// A place in the hub's table; the second number tells a later user of the same place apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Slot {
-    index: usize,
-    generation: u64,
-}
-
-/// What an event in a slot is for. These Python objects stay with the hub; other threads know the slot.
-pub(crate) enum Target {
-    /// A task waits.
-    Waiter(Py<Waiter>),
-    /// A request that STOP or KILL came for.
-    Sink(Py<Sink>),
-    /// A caller's request stream of which no more items are wanted.
-    Requests(Py<RequestSink>),
-    /// An engine: called with a request's payload and its sink.
-    Engine(Py<crate::worker::EngineSlot>),
-}
 
 /// What the hub needs of Python to be called back: looked up once, not at every flush.
 pub(super) struct LoopSide {
@@ -103,6 +62,8 @@ pub(crate) struct Hub {
     queue: Mutex<VecDeque<Event>>,
     targets: Mutex<Slab<(u64, Target)>>,
     generation: AtomicUsize,
+    /// What is not to be handled before the loop has had a turn.
+    later: Mutex<Vec<Event>>,
     /// Links with gathered bytes, to be flushed by the loop at the end of its turn.
     dirty: Mutex<Vec<Arc<Link>>>,
     flush_wanted: AtomicBool,
@@ -140,6 +101,7 @@ impl Hub {
             wake: Wake::new()?,
             pending: AtomicBool::new(false),
             queue: Mutex::default(),
+            later: Mutex::default(),
             targets: Mutex::default(),
             generation: AtomicUsize::new(0),
             dirty: Mutex::default(),
@@ -182,6 +144,12 @@ impl Hub {
         } else {
             self.wake();
         }
+    }
+
+    /// Puts an event off until the loop has had a turn; on the loop's thread.
+    pub(crate) fn put_off(&self, event: Event) {
+        self.later.lock().push(event);
+        self.flush_wanted.store(true, Ordering::Relaxed);
     }
 
     fn wake(&self) {
@@ -356,12 +324,16 @@ impl Hub {
 
     fn handle_gathered(&self, py: Python<'_>) -> PyResult<()> {
         entered_python();
+        let later = std::mem::take(&mut *self.later.lock());
+        if !later.is_empty() {
+            self.queue.lock().extend(later);
+        }
         let mut budget = EVENTS_PER_DRAIN;
         loop {
             let events = std::mem::take(&mut *self.queue.lock());
             if events.is_empty() {
                 // What was put here meanwhile has been handled; only links may want a flush.
-                let wanted = !self.dirty.lock().is_empty();
+                let wanted = !self.dirty.lock().is_empty() || !self.later.lock().is_empty();
                 self.flush_wanted.store(wanted, Ordering::Relaxed);
                 self.pending.store(false, Ordering::Release);
                 if self.queue.lock().is_empty() {
@@ -480,6 +452,8 @@ impl Hub {
                 owned.close();
             }
         }
+        let later = std::mem::take(&mut *self.later.lock());
+        drop(later);
         // Requests that nobody will start are answered by their responders as these are dropped.
         let events = std::mem::take(&mut *self.queue.lock());
         drop(events);

@@ -3,6 +3,7 @@
 //! | file | what lives there |
 //! |---|---|
 //! | [`hub`] | one per loop: what threads want of it, delivered in one callback |
+//! | [`event`] | what may be wanted, and whom it is for |
 //! | [`loop_hub`] | the hub as the loop sees it: its callbacks |
 //! | [`wake`] | the descriptor that makes a loop call back |
 //! | [`waiter`] | what a task awaits while nothing is ready |
@@ -10,6 +11,7 @@
 //! | [`reader`], [`driver`] | the callback of a link's socket; who watches and flushes links |
 
 pub(crate) mod driver;
+mod event;
 pub(crate) mod hub;
 pub(crate) mod loop_hub;
 pub(crate) mod parking;

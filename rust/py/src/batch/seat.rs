@@ -1,0 +1,98 @@
+//! `Seat`: where a task of the loop that runs batches waits for its next one. It is handed over inside the hub's
+//! callback, where no task is current, and the task's step runs at once: a function that need not wait has
+//! answered when the callback returns, and whoever waits for it is woken by the same callback.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use pyo3::prelude::*;
+
+use crate::bridge::hub::Hub;
+use crate::bridge::parking::Parking;
+use crate::bridge::waiter::{Waiter, already_awaited};
+use crate::ffi::raise_stop_iteration;
+
+#[derive(Debug, Default)]
+struct State {
+    next: Option<Py<PyAny>>,
+    closed: bool,
+    parking: Option<Parking>,
+}
+
+/// `await` gives the next batch, or `None` when there will be none any more.
+#[pyclass(frozen, module = "headrace._headrace")]
+#[derive(Debug)]
+pub(crate) struct Seat {
+    hub: Arc<Hub>,
+    state: Mutex<State>,
+}
+
+impl Seat {
+    pub(super) fn new(hub: &Arc<Hub>) -> Self {
+        Self { hub: Arc::clone(hub), state: Mutex::default() }
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.state.lock().closed
+    }
+}
+
+#[pymethods]
+impl Seat {
+    /// Hands a batch to the task that waits here, and runs its step. False if none waits: the batch is left
+    /// alone. Not for callers inside a task.
+    fn give(&self, py: Python<'_>, batch: Py<PyAny>) -> PyResult<bool> {
+        let waiter = {
+            let mut state = self.state.lock();
+            let parking = state.parking.as_ref().filter(|parking| parking.is_awaited());
+            let Some(waiter) = parking.map(|parking| parking.waiter(py)) else { return Ok(false) };
+            if state.closed {
+                return Ok(false);
+            }
+            state.next = Some(batch);
+            waiter
+        };
+        Waiter::complete(waiter.bind(py)).map(|()| true)
+    }
+
+    /// There will be no batch any more: the task goes on at the end of the turn.
+    pub(super) fn close(&self) {
+        let waker = {
+            let mut state = self.state.lock();
+            state.closed = true;
+            state.parking.as_ref().map(|parking| parking.waker().clone())
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    fn __await__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    fn __iter__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    fn __next__(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+        let mut state = self.state.lock();
+        if let Some(next) = state.next.take() {
+            drop(state);
+            return raise_stop_iteration(next.into_bound(py));
+        }
+        if state.closed {
+            return Ok(None);
+        }
+        if let Some(parking) = &state.parking {
+            let waiter = (!parking.is_awaited()).then(|| parking.arm(py));
+            return waiter.map(Some).ok_or_else(|| already_awaited("this seat"));
+        }
+        // Making one may run Python.
+        drop(state);
+        let parking = self.hub.parking(py)?;
+        let waiter = parking.arm(py);
+        self.state.lock().parking = Some(parking);
+        Ok(Some(waiter))
+    }
+}
