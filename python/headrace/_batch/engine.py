@@ -106,7 +106,7 @@ _PASSING = frozenset({"queue_full", "queue_cost", "client_cap"})
 
 
 def refusal_of(error: errors.BatchError) -> Exception:
-    """What to tell the caller of a request that was not admitted: to go elsewhere or come back, if that helps."""
+    """What to tell whose request was not admitted: to go elsewhere or come back, if that helps."""
     if isinstance(error, errors.Rejected) and error.reason in _PASSING:
         return Refusal(str(error), error.retry_after)
     if isinstance(error, errors.Closed):
