@@ -1,0 +1,166 @@
+//! [`CompletionMode::HostFn`](super::CompletionMode::HostFn): the driver calls a function when the stream has
+//! come so far. The function tells whoever waits and hands the rest to a thread, for it may not call the driver
+//! itself. It is not called after a sticky error; the same thread therefore asks about everything in flight each
+//! 5 ms.
+//!
+//! `unsafe` is allowed here: the function is called with a pointer. Invariant: each pointer is made from one box
+//! and is either called with, once, or leaked with what the driver forgot to call.
+
+#![allow(unsafe_code, reason = "a function that the driver calls takes a pointer")]
+
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::mem;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+
+use super::Watch;
+use crate::device::HostCall;
+use crate::error::CudaError;
+use crate::event::Event;
+use crate::open::OpenDevice;
+use crate::process::{is_ending, spawn};
+
+/// How soon a lost device is noticed that nobody else has noticed. A question costs a microsecond or so.
+const WATCHDOG: Duration = Duration::from_millis(5);
+
+pub(crate) struct HostCalls {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    device: OpenDevice,
+    state: Mutex<State>,
+    work: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// By serial number of the event.
+    in_flight: HashMap<u64, Watch>,
+    /// Told, and to be finished by the thread.
+    called: Vec<(Watch, Result<(), CudaError>)>,
+    has_thread: bool,
+    stopped: bool,
+}
+
+struct Argument {
+    shared: Arc<Shared>,
+    serial: u64,
+}
+
+impl HostCalls {
+    pub(super) fn new(device: OpenDevice) -> Self {
+        let shared = Shared { device, state: Mutex::new(State::default()), work: Condvar::new() };
+        Self { shared: Arc::new(shared) }
+    }
+
+    pub(super) fn watch(&self, watch: Watch) {
+        let (stream, serial) = (watch.event.raw_stream(), watch.event.serial());
+        {
+            let mut state = self.shared.state.lock();
+            state.in_flight.insert(serial, watch);
+            if !state.has_thread {
+                let shared = Arc::clone(&self.shared);
+                let thread = spawn(move || shared.run());
+                state.has_thread = thread.is_ok();
+            }
+        }
+        self.shared.work.notify_one();
+        let argument = Box::into_raw(Box::new(Argument { shared: Arc::clone(&self.shared), serial }));
+        let call = HostCall { function: called, argument: argument as usize };
+        // SAFETY: `called` takes such a box, which nobody else has, on any thread.
+        let queued = self.shared.device.call(|device| unsafe { device.call_host(stream, call) });
+        if queued.is_err() {
+            // SAFETY: the driver refused and never calls; the box is still ours.
+            drop(unsafe { Box::from_raw(argument) });
+            // The watchdog finds out when the event is reached: it was recorded all the same.
+        }
+    }
+
+    pub(super) fn fail_all(&self, error: &CudaError) {
+        let watches = mem::take(&mut self.shared.state.lock().in_flight);
+        for watch in watches.into_values() {
+            watch.finish(&Err(error.clone()));
+        }
+    }
+}
+
+impl Drop for HostCalls {
+    fn drop(&mut self) {
+        if self.shared.device.is_foreign() {
+            return;
+        }
+        self.shared.state.lock().stopped = true;
+        self.shared.work.notify_all();
+    }
+}
+
+/// # Safety
+/// The argument is a box of [`Argument`] that is given up here.
+unsafe extern "C" fn called(argument: *mut c_void) {
+    // SAFETY: as the caller promises.
+    let argument = unsafe { Box::from_raw(argument.cast::<Argument>()) };
+    // A waker is foreign code, and an unwinding one must not reach the driver.
+    let told = catch_unwind(AssertUnwindSafe(|| argument.shared.called(argument.serial)));
+    // The last reference would be dropped here only if the thread had ended; it holds one until nothing is left.
+    drop(told);
+}
+
+impl Shared {
+    fn called(&self, serial: u64) {
+        let ticket = {
+            let mut state = self.state.lock();
+            let Some(mut watch) = state.in_flight.remove(&serial) else { return };
+            let ticket = watch.ticket.take();
+            // In one step, so that the thread never sees neither and ends.
+            state.called.push((watch, Ok(())));
+            ticket
+        };
+        self.work.notify_one();
+        if let Some(ticket) = ticket {
+            ticket.complete(Ok(()));
+        }
+    }
+
+    fn run(&self) {
+        while !is_ending() {
+            let (called, events) = {
+                let mut state = self.state.lock();
+                while state.called.is_empty() && state.in_flight.is_empty() {
+                    if state.stopped {
+                        state.has_thread = false;
+                        return;
+                    }
+                    self.work.wait(&mut state);
+                }
+                if state.called.is_empty() {
+                    self.work.wait_for(&mut state, WATCHDOG);
+                }
+                let events: Vec<Event> = state.in_flight.values().map(|watch| watch.event.clone()).collect();
+                (mem::take(&mut state.called), events)
+            };
+            for (watch, result) in called {
+                watch.finish(&result);
+            }
+            self.ask(events);
+        }
+    }
+
+    fn ask(&self, events: Vec<Event>) {
+        for event in events {
+            let result = match event.query() {
+                Ok(false) => continue,
+                Ok(true) => Ok(()),
+                Err(error) => Err(error),
+            };
+            let watch = self.state.lock().in_flight.remove(&event.serial());
+            if let Some(watch) = watch {
+                watch.finish(&result);
+            }
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! [`CompletionMode::Event`](super::CompletionMode::Event): a thread waits for each stream that has something in
+//! flight.
+//!
+//! Watches queue in lanes, one for each stream, whose events are reached in order; a thread owns a lane while
+//! anything is in it. Threads are started when no idle one is there, park while idle, and end after ten seconds
+//! of that. An event that was recorded before one that its lane has already gets a lane of its own, so that it
+//! does not wait for the later one.
+
+use std::collections::{HashMap, VecDeque};
+use std::hint;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use super::Watch;
+use crate::device::{RawEvent, RawStream};
+use crate::error::CudaError;
+use crate::open::OpenDevice;
+use crate::process::{is_ending, spawn};
+
+/// Streams that are waited for at once. Lanes above it wait for a thread.
+const THREADS_MAX: usize = 64;
+const IDLE_MAX: Duration = Duration::from_secs(10);
+
+pub(crate) struct WaiterThreads {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    device: OpenDevice,
+    spin: Duration,
+    state: Mutex<State>,
+    work: Condvar,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum LaneKey {
+    Stream(RawStream),
+    /// Of one event that came too late for its stream's lane.
+    Late(u64),
+}
+
+#[derive(Default)]
+struct State {
+    lanes: HashMap<LaneKey, VecDeque<Watch>>,
+    /// Lanes that no thread owns.
+    ready: VecDeque<LaneKey>,
+    threads: usize,
+    idle: usize,
+    stopped: bool,
+}
+
+impl WaiterThreads {
+    pub(super) fn new(device: OpenDevice, spin: Duration) -> Self {
+        let state = Mutex::new(State::default());
+        Self { shared: Arc::new(Shared { device, spin, state, work: Condvar::new() }) }
+    }
+
+    pub(super) fn watch(&self, watch: Watch) {
+        let mut state = self.shared.state.lock();
+        let mut key = LaneKey::Stream(watch.event.raw_stream());
+        let last = state.lanes.get(&key).and_then(VecDeque::back);
+        if last.is_some_and(|last| last.event.serial() > watch.event.serial()) {
+            key = LaneKey::Late(watch.event.serial());
+        }
+        let lost = self.shared.device.lost();
+        if let Some(error) = lost {
+            drop(state);
+            return watch.finish(&Err(error));
+        }
+        if let Some(lane) = state.lanes.get_mut(&key) {
+            lane.push_back(watch);
+            return;
+        }
+        let ticket = watch.ticket.clone();
+        state.lanes.insert(key, VecDeque::from([watch]));
+        state.ready.push_back(key);
+        if state.idle >= state.ready.len() {
+            self.shared.work.notify_one();
+        } else if state.threads < THREADS_MAX {
+            let shared = Arc::clone(&self.shared);
+            let thread = spawn(move || shared.run());
+            state.threads += usize::from(thread.is_ok());
+            let is_stuck = state.threads == 0;
+            drop(state);
+            // What the watch keeps stays kept until a later one finds a thread; whoever waits is told.
+            if let Some(ticket) = ticket.filter(|_| is_stuck) {
+                ticket.complete(Err(CudaError::Thread));
+            }
+        }
+    }
+
+    pub(super) fn fail_all(&self, error: &CudaError) {
+        let watches: Vec<Watch> =
+            self.shared.state.lock().lanes.values_mut().flat_map(|lane| lane.drain(..)).collect();
+        for watch in watches {
+            watch.finish(&Err(error.clone()));
+        }
+    }
+}
+
+impl Drop for WaiterThreads {
+    fn drop(&mut self) {
+        if self.shared.device.is_foreign() {
+            return;
+        }
+        self.shared.state.lock().stopped = true;
+        self.shared.work.notify_all();
+    }
+}
+
+impl Shared {
+    fn run(&self) {
+        while let Some(key) = self.next_lane() {
+            while let Some((event, serial)) = self.first_of(key) {
+                let result = self.wait_for(event);
+                if is_ending() {
+                    return;
+                }
+                self.finish_first(key, serial, &result);
+            }
+        }
+    }
+
+    /// A lane that nobody owns, or none when this thread is to end.
+    fn next_lane(&self) -> Option<LaneKey> {
+        let mut state = self.state.lock();
+        loop {
+            if let Some(key) = state.ready.pop_front() {
+                return Some(key);
+            }
+            if state.stopped {
+                break;
+            }
+            state.idle += 1;
+            let timed_out = self.work.wait_for(&mut state, IDLE_MAX).timed_out();
+            state.idle -= 1;
+            if timed_out && state.ready.is_empty() {
+                break;
+            }
+        }
+        state.threads -= 1;
+        None
+    }
+
+    /// The event that the lane waits for. A lane without one is given up.
+    fn first_of(&self, key: LaneKey) -> Option<(RawEvent, u64)> {
+        let mut state = self.state.lock();
+        let first = state.lanes.get(&key).and_then(VecDeque::front);
+        let first = first.map(|watch| (watch.event.raw(), watch.event.serial()));
+        if first.is_none() {
+            state.lanes.remove(&key);
+        }
+        first
+    }
+
+    /// Without a lock: the event cannot be used again, for its watch is still in the lane, or the device is lost
+    /// and nothing is used again.
+    fn wait_for(&self, event: RawEvent) -> Result<(), CudaError> {
+        let begun = Instant::now();
+        while begun.elapsed() < self.spin {
+            if self.device.call(|device| device.query_event(event))? {
+                return Ok(());
+            }
+            hint::spin_loop();
+        }
+        self.device.call(|device| device.synchronize_event(event))
+    }
+
+    fn finish_first(&self, key: LaneKey, serial: u64, result: &Result<(), CudaError>) {
+        let watch = {
+            let mut state = self.state.lock();
+            state.lanes.get_mut(&key).and_then(|lane| {
+                let is_first = lane.front().is_some_and(|watch| watch.event.serial() == serial);
+                if is_first { lane.pop_front() } else { None }
+            })
+        };
+        if let Some(watch) = watch {
+            watch.finish(result);
+        }
+    }
+}
