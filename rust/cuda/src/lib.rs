@@ -39,6 +39,8 @@ mod driver;
 pub mod error;
 pub mod event;
 pub mod kernel;
+#[cfg(feature = "headrace")]
+mod leases;
 pub mod memory;
 pub mod open;
 pub mod pool;
