@@ -76,6 +76,7 @@ test-rust:
 	$(CARGO) test --profile fast --workspace --exclude headrace-py
 	$(CARGO) build --profile fast -p headrace --examples
 	$(CARGO) build --profile fast -p headrace-faults --bins
+	$(CARGO) build --profile fast -p headrace-fakecuda
 
 # The lock and the parking of the batch coordinator are the model checker's there, hence the separate target.
 test-model:
@@ -84,7 +85,8 @@ test-model:
 
 test-python: $(STAMPS)/wheel-audit $(STAMPS)/test-packages test-rust
 	HEADRACE_RUST_EXAMPLES=$(CURDIR)/target/fast/examples \
-	HEADRACE_FAULTPROXY=$(CURDIR)/target/fast/faultproxy $(BIN)/python -m pytest $(PYTEST_ARGS)
+	HEADRACE_FAULTPROXY=$(CURDIR)/target/fast/faultproxy \
+	HEADRACE_FAKE_DRIVER=$(CURDIR)/target/fast/libheadrace_fakecuda.so $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 # What the examples run on needs packages that nothing else does; without them these tests are skipped.
 test-examples: $(STAMPS)/wheel-audit $(STAMPS)/test-packages $(STAMPS)/demo-packages

@@ -1,5 +1,6 @@
 """Proves the dependency rules from what cargo resolves: `wire` without tokio, `core` without pyo3 and
-cudarc, `cuda` without tokio and pyo3, and `faults`, which is for tests, neither below nor above any of them.
+cudarc, `cuda` without tokio and pyo3; `faults` and `fakecuda`, which are for tests, neither below nor above any of
+them.
 Also that no file is too long and nothing is left unfinished.
 """
 
@@ -13,10 +14,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 FORBIDDEN = {
     "headrace-wire": {"tokio", "pyo3", "cudarc", "headrace-faults"},
-    "headrace": {"pyo3", "cudarc", "headrace-faults"},
-    "headrace-cuda": {"tokio", "pyo3", "headrace-faults"},
-    "headrace-py": {"headrace-faults"},
+    "headrace": {"pyo3", "cudarc", "headrace-faults", "headrace-fakecuda"},
+    "headrace-cuda": {"tokio", "pyo3", "headrace-faults", "headrace-fakecuda"},
+    "headrace-py": {"headrace-faults", "headrace-fakecuda"},
     "headrace-faults": {"headrace", "headrace-wire", "pyo3", "cudarc"},
+    "headrace-fakecuda": {"headrace", "headrace-wire", "headrace-cuda", "tokio", "pyo3", "cudarc"},
 }
 LINES_MAX = 500
 UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b|todo!\(|unimplemented!\(|dbg!\(")
