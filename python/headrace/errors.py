@@ -374,6 +374,85 @@ class StartupTimeout(StartupError, TimeoutError):
     """The workers did not start within ``startup_timeout``. Raise it, or see why they take so long."""
 
 
+class CudaError(HeadraceError):
+    """Base of what :mod:`headrace.cuda` raises; by itself, a call that the driver refused, which harms nothing
+    else.
+
+    Attributes:
+        code: the driver's number of the error; ``None`` when the driver was not asked.
+        name: its name, such as ``"CUDA_ERROR_INVALID_VALUE"``.
+        operation: what the driver was asked, such as ``"cuEventQuery"``.
+    """
+
+    code: int | None = None
+    name: str | None = None
+    operation: str | None = None
+
+    def __init__(self, message: str = "", **facts: object) -> None:
+        super().__init__(message)
+        vars(self).update(facts)
+
+
+class CudaUnavailable(CudaError):
+    """There is no CUDA here; :attr:`reason` says why. ``StreamPool(backend="sim")`` needs none."""
+
+    reason: str = ""
+
+
+class Capacity(CudaError):
+    """All streams of the pool are lent. Raise ``max_streams``, or wait with ``lease``.
+
+    Attributes:
+        max: streams of the pool.
+    """
+
+    max: int = 0
+
+
+class LeaseTimeout(CudaError, TimeoutError):
+    """No stream came free within ``timeout``; :attr:`waited` is how many seconds that was."""
+
+    waited: float = 0.0
+
+
+class PoolClosed(CudaError):
+    """The pool of streams is closed."""
+
+
+class OutOfBudget(CudaError):
+    """An allocation does not fit the stream's budget (``budget_mb``). The driver was not asked.
+
+    Attributes:
+        requested: bytes asked for.
+        current: bytes in use, freed ones included that the stream has not come to.
+        remaining: bytes left.
+        limit: the budget.
+    """
+
+    requested: int = 0
+    current: int = 0
+    remaining: int = 0
+    limit: int = 0
+
+
+class ContextPoisoned(CudaError):
+    """A sticky error: nothing works on this device in this process any more. Restart the process.
+
+    Attributes:
+        cause: what the driver said first.
+    """
+
+    cause: str = ""
+
+
+class CudaForkError(CudaError, ForkError):
+    """CUDA was used in a process that was forked after it had been. Start processes by spawning."""
+
+
+class ForkFailed(CudaError):
+    """A stream could not be created. The default stream never stands in for it."""
+
+
 class StreamKilled(Exception):
     """Inside a worker: nobody wants the engine's answer any more. Callers never see it."""
 
@@ -405,4 +484,13 @@ __all__ = [
     "Closed",
     "StartupError",
     "StartupTimeout",
+    "CudaError",
+    "CudaUnavailable",
+    "Capacity",
+    "LeaseTimeout",
+    "PoolClosed",
+    "OutOfBudget",
+    "ContextPoisoned",
+    "CudaForkError",
+    "ForkFailed",
 ]

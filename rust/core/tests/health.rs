@@ -308,3 +308,19 @@ async fn one_engine_of_two_that_does_not_answer_is_named() {
     assert!(worker.unready_reason().unwrap().starts_with("engine \"sick\""));
     worker.close();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_owner_says_counts_as_what_a_check_finds() {
+    let _turn = turn().await;
+    let patient = Patient::new(Mood::Well);
+    let worker = serve("patient", patient.engine(), WorkerConfig::default()).await;
+    let router = router_to(&[worker.address()], RouterConfig::default());
+    eventually("it is up", || state_of(&router, &worker) == InstanceState::Up).await;
+    worker.declare_unready(Some("the device is lost".to_owned()));
+    assert_eq!(worker.unready_reason().as_deref(), Some("the device is lost"));
+    eventually("it is passed over", || state_of(&router, &worker) == InstanceState::Unready).await;
+    worker.declare_unready(None);
+    eventually("it is up again", || state_of(&router, &worker) == InstanceState::Up).await;
+    assert!(worker.is_ready());
+    worker.close();
+}

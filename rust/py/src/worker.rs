@@ -387,6 +387,14 @@ impl Worker {
         self.owned.worker.unready_reason()
     }
 
+    /// Says why it cannot serve, or with `None` that it can again.
+    #[pyo3(signature = (reason))]
+    fn declare_unready(&self, py: Python<'_>, reason: Option<String>) -> PyResult<()> {
+        check_process(py)?;
+        self.owned.worker.declare_unready(reason);
+        self.owned.hub.settle(py)
+    }
+
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         check_process(py)?;
         let stats = self.owned.worker.stats();

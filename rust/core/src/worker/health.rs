@@ -127,8 +127,12 @@ impl Checks {
 }
 
 impl Shared {
-    /// Why the worker is not ready although it does not drain: the first of its engines that does not answer.
+    /// Why the worker is not ready although it does not drain: what its owner says, or the first of its engines
+    /// that does not answer.
     pub(super) fn unhealthy(&self) -> Option<String> {
+        if let Some(reason) = self.declared.lock().clone() {
+            return Some(reason);
+        }
         let mut failures: Vec<_> = self
             .engines
             .values()
@@ -153,6 +157,27 @@ impl Shared {
             Some(reason) => tracing::warn!(instance, reason, "the worker is not ready"),
             None => tracing::warn!(instance, endpoint = %vitals.endpoint, "the engine answers again"),
         }
+        self.tell_all();
+    }
+
+    /// Takes what the owner says.
+    pub(super) fn declare(&self, reason: Option<String>) {
+        let was_well = {
+            let mut known = self.declared.lock();
+            std::mem::replace(&mut *known, reason.clone()).is_none()
+        };
+        if was_well == reason.is_none() {
+            return;
+        }
+        let instance = self.instance_id.as_str();
+        match reason {
+            Some(reason) => tracing::warn!(instance, reason, "the worker is not ready"),
+            None => tracing::warn!(instance, "the worker can serve again"),
+        }
+        self.tell_all();
+    }
+
+    fn tell_all(&self) {
         let links = self.links.lock().clone();
         for link in links {
             self.tell_status(&link);

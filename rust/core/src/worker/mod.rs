@@ -102,6 +102,8 @@ pub(crate) struct Shared {
     /// Where it is listed, as long as it takes requests.
     listed: Mutex<Vec<Registration>>,
     checks: Mutex<Checks>,
+    /// Why the owner says that it cannot serve.
+    declared: Mutex<Option<String>>,
 }
 
 /// A listening worker. Closing it, or dropping the last handle, ends every stream.
@@ -160,6 +162,7 @@ impl Worker {
             closed: watch::Sender::new(false),
             listed: Mutex::new(Vec::new()),
             checks: Mutex::new(Checks::default()),
+            declared: Mutex::new(None),
             config,
         });
         let checks = (runtime.clone(), Arc::clone(&driver));
@@ -193,7 +196,8 @@ impl Worker {
         self.shared.stats()
     }
 
-    /// Whether routers are told to send requests: it does not drain, and its engines answer.
+    /// Whether routers are told to send requests: it does not drain, its engines answer, and its owner has not
+    /// said otherwise.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.shared.status().ready
@@ -206,6 +210,12 @@ impl Worker {
             return Some("it is draining".to_owned());
         }
         self.shared.unhealthy()
+    }
+
+    /// Says that it cannot serve, and why, or with `None` that it can again: routers pass it over meanwhile, as
+    /// one whose engine does not answer. For what the owner knows and no health check would find out.
+    pub fn declare_unready(&self, reason: Option<String>) {
+        self.shared.declare(reason);
     }
 
     /// Lists the worker in `place`, until it drains or closes, or its process ends.
