@@ -585,3 +585,354 @@ class Flag:
     def __await__(self) -> Generator[Any, None, bool]: ...
     def __iter__(self) -> Self: ...
     def __next__(self) -> Any: ...
+
+def _cuda_unavailable_reason() -> str | None: ...
+def _cuda_device_count() -> int: ...
+def _cuda_devices() -> list[dict[str, Any]]: ...
+def _cuda_planned_budget(streams: int, budget_mb: int | None = None) -> int: ...
+def _cuda_external_stream(stream: object, device: int = 0) -> Stream: ...
+
+@final
+class StreamPool:
+    """Streams of one device, each lent to one user at a time, first come, first served.
+
+    Args:
+        device: its number among those that this process sees, from 0.
+        max_streams: streams at most, 1 to 32; they are created when they are first needed. The hardware has
+            few queues, and PyTorch's allocator keeps memory for each stream: more are seldom faster.
+        priority: ``"normal"``, or ``"high"`` for the most urgent that the device has.
+        budget_mb: MiB of device memory that may be allocated on one stream, by this package; what PyTorch and
+            CuPy allocate is outside of it. ``None`` for ``HEADRACE_POOL_MB_PER_STREAM``, or 256 without it.
+        completion: how the end of work is learned of: ``"event"``, a thread for each stream that is waited
+            for blocks in the driver; ``"poll"``, one thread asks about everything; ``"hostfn"``, the driver
+            calls back.
+        spin_us: microseconds for which a thread asks the driver without a pause before it blocks, which costs
+            that much of a core for each wait; ``None`` for the default, 20.
+        warm_streams: streams that are created at once.
+        pinned_mb: MiB of pinned host memory that are kept for their next use; ``None`` for 1,024.
+        backend: ``"cuda"``, or ``"sim"`` for a simulated device.
+
+    Raises:
+        CudaUnavailable: there is no CUDA here; ``reason`` says why.
+        CudaForkError: this process was forked after CUDA was used.
+        ValueError: a setting is out of range, or there is no such device.
+        ForkFailed: a warm stream could not be created.
+
+    Making one opens the device, which takes a while the first time. Leaving ``async with`` closes it and
+    waits until all streams have come back. One that is dropped closes.
+
+    Example:
+        >>> import asyncio
+        >>> async def main():
+        ...     async with StreamPool(backend="sim") as pool, pool.lease() as stream:
+        ...         buffer = await stream.copy_to_device(b"there and back")
+        ...         return bytes(await stream.copy_to_host(buffer))
+        >>> asyncio.run(main())
+        b'there and back'
+    """
+
+    def __new__(
+        cls,
+        device: int = 0,
+        max_streams: int = 4,
+        *,
+        priority: Literal["normal", "high"] = "normal",
+        budget_mb: int | None = None,
+        completion: Literal["event", "poll", "hostfn"] = "event",
+        spin_us: float | None = None,
+        warm_streams: int = 0,
+        pinned_mb: int | None = None,
+        backend: Literal["cuda", "sim"] = "cuda",
+    ) -> Self: ...
+    def lease(self, *, timeout: float | None = None, key: Hashable = None) -> CudaLeasing:
+        """Borrow a stream: ``async with pool.lease() as stream``, or await it and call ``stream.release()``.
+
+        First come, first served; the place in the line is taken when it is awaited, and given up when whoever
+        awaits is cancelled. A stream is given back at the end of the block. What was put into it runs on, and
+        it is lent again only when that is done.
+
+        Args:
+            timeout: seconds to wait; ``None`` for as long as it takes.
+            key: a free stream that was last lent with this key is preferred, anything hashable; else the one
+                that was used last. For engines that are bound to a stream.
+
+        Awaiting raises :class:`~headrace.LeaseTimeout`, :class:`~headrace.PoolClosed`,
+        :class:`~headrace.ForkFailed`, :class:`~headrace.ContextPoisoned` or :class:`~headrace.CudaForkError`.
+        """
+
+    def try_lease(self, *, key: Hashable = None) -> Stream:
+        """Borrow a stream if one is free now: ``with pool.try_lease() as stream``.
+
+        Raises:
+            Capacity: none is free.
+            The same as :meth:`lease` otherwise.
+        """
+
+    def lease_blocking(self, *, timeout: float | None = None, key: Hashable = None) -> Stream:
+        """As :meth:`lease`, for threads without a loop, which it blocks. The interpreter is free meanwhile.
+
+        Raises:
+            RuntimeError: a loop runs on this thread.
+        """
+
+    def resolve(self, id: int) -> Stream | None:
+        """The stream of that number. 0 is the device's default stream, which always works and is never lent;
+        a stream of the pool works as long as its lease. ``None`` if there is none.
+        """
+
+    def wrap(self, stream: object) -> Stream:
+        """A stream that others have made and keep alive; see :func:`headrace.cuda.external_stream`."""
+
+    @property
+    def max_streams(self) -> int: ...
+    @property
+    def backend(self) -> Literal["cuda", "sim"]: ...
+    @property
+    def completion(self) -> Literal["event", "poll", "hostfn"]: ...
+    @property
+    def device(self) -> Any:
+        """What the device says of itself, a :class:`headrace.cuda.Device`."""
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the device can be used: no sticky error was met."""
+
+    @property
+    def lost(self) -> BaseException | None:
+        """The sticky error that was met, if one was."""
+
+    @property
+    def closed(self) -> bool: ...
+    def stats(self) -> Any:
+        """How it does, a :class:`headrace.cuda.PoolStats`."""
+
+    def close(self, timeout: float | None = None) -> CudaPending[bool]:
+        """Lend nothing more, refuse whoever waits, and wait until all streams have come back and are done.
+
+        Args:
+            timeout: seconds to wait, ``None`` for as long as it takes.
+
+        Returns:
+            An awaitable: whether all have.
+        """
+
+    def __aenter__(self) -> CudaDone[Self]: ...
+    def __aexit__(self, kind: object, error: object, trace: object, /) -> CudaPending[bool]: ...
+    def _lose(self, code: int) -> None: ...
+    def _fail(self, call: str, code: int, *, nth: int = 1, executed: bool = False) -> None: ...
+
+@final
+class CudaLeasing:
+    def __await__(self) -> Generator[Any, None, Stream]: ...
+    def __iter__(self) -> Self: ...
+    def __next__(self) -> Any: ...
+    def throw(self, kind: Any, value: Any = None, traceback: Any = None) -> Any: ...
+    def close(self) -> None: ...
+    def __aenter__(self) -> Self: ...
+    def __aexit__(self, kind: object, error: object, trace: object, /) -> CudaDone[None]: ...
+
+@final
+class CudaPending(Generic[_T]):
+    def __class_getitem__(cls, item: Any, /) -> GenericAlias: ...
+    def __await__(self) -> Generator[Any, None, _T]: ...
+    def __iter__(self) -> Self: ...
+    def __next__(self) -> Any: ...
+    def throw(self, kind: Any, value: Any = None, traceback: Any = None) -> Any: ...
+    def close(self) -> None: ...
+
+@final
+class CudaDone(Generic[_T]):
+    def __class_getitem__(cls, item: Any, /) -> GenericAlias: ...
+    def __await__(self) -> Generator[Any, None, _T]: ...
+    def __next__(self) -> Any: ...
+
+@final
+class Stream:
+    """Work for a device, in order. ``await stream`` waits until all that was put into it before is done.
+
+    A lent one works until it is released, at the latest when it is dropped; then its methods raise
+    :class:`~headrace.CudaError`. Libraries that know ``__cuda_stream__`` take it as it is.
+    """
+
+    @property
+    def id(self) -> int:
+        """Its number in the pool, from 1; 0 for the default stream and those of others."""
+
+    @property
+    def device(self) -> int:
+        """The number of its device."""
+
+    @property
+    def priority(self) -> int:
+        """As the driver counts: the smaller, the more urgent."""
+
+    @property
+    def kind(self) -> Literal["pooled", "default", "external"]: ...
+    @property
+    def live(self) -> bool:
+        """Whether it can still be used."""
+
+    @property
+    def handle(self) -> int:
+        """The driver's handle, a ``CUstream``, for other libraries; also ``int(stream)``."""
+
+    def __int__(self) -> int: ...
+    def __cuda_stream__(self) -> tuple[int, int]: ...
+    def torch(self) -> Any:
+        """The stream as PyTorch's: ``with torch.cuda.stream(stream.torch()): ...``.
+
+        Raises:
+            ImportError: PyTorch is not installed.
+        """
+
+    def cupy(self) -> Any:
+        """The stream as CuPy's: ``with stream.cupy(): ...``.
+
+        Raises:
+            ImportError: CuPy is not installed.
+        """
+
+    def __await__(self) -> Generator[Any]: ...
+    def synchronize(self) -> None:
+        """Block the calling thread until all that was put into the stream before is done. The interpreter is
+        free meanwhile.
+
+        Raises:
+            RuntimeError: a loop runs on this thread: ``await stream``.
+        """
+
+    def query(self) -> bool:
+        """Whether all that was put into the stream before is done."""
+
+    def record_event(self, *, timing: bool = False) -> Event:
+        """Record the point that the stream comes to when all that was put into it before is done.
+
+        Args:
+            timing: whether the event takes times, for :meth:`Event.elapsed`.
+        """
+
+    def wait_event(self, event: Event) -> None:
+        """Have what is put into the stream from now on wait for an event, of any stream of the device."""
+
+    def allocate(
+        self, nbytes: int, *, shape: list[int] | tuple[int, ...] | None = None, typestr: str = "|u1"
+    ) -> DeviceBuffer:
+        """Memory of the device, in the stream's order and from its budget. What is in it cannot be said.
+
+        Args:
+            nbytes: how much, above 0.
+            shape: how it is to be read; ``None`` for one dimension.
+            typestr: the type of its elements, as NumPy's ``dtype.str``.
+
+        Raises:
+            OutOfBudget: it does not fit the stream's budget.
+            CudaError: the device has no more.
+        """
+
+    def copy_to_device(self, buffer: Any) -> CudaPending[DeviceBuffer]:
+        """Copy a contiguous buffer (``bytes``, ``bytearray``, ``memoryview``, an array) to the device. It
+        begins in this call; await it for the :class:`DeviceBuffer`.
+
+        The bytes go through pinned memory. Up to 64 KiB they are copied there in this call; more is copied by
+        a thread, so do not change the buffer before this was awaited.
+
+        Raises:
+            BufferError: it is no contiguous buffer.
+            ValueError: it is empty.
+
+        Awaiting raises :class:`~headrace.OutOfBudget`, :class:`~headrace.CudaError` or
+        :class:`~headrace.ContextPoisoned`. Whoever is cancelled gives up the buffer; the copy runs to its
+        end.
+        """
+
+    def copy_to_host(self, buffer: DeviceBuffer, out: Any = None) -> CudaPending[Any]:
+        """Copy a buffer of the device to the host. It begins in this call; await it for the bytes.
+
+        Args:
+            buffer: what to copy. The stream waits for what other streams have written to it.
+            out: a writable, contiguous buffer of the same number of bytes. It is written to when the copy is
+                there, not by the device: one that was cancelled before is untouched.
+
+        Returns:
+            An awaitable for `out`; without it for a read-only ``memoryview`` of pinned memory, in the shape
+            and type of what was copied to the device. ``numpy.asarray`` takes it without a copy. Pinned memory
+            is scarce: do not keep it for long.
+        """
+
+    def spin(self, microseconds: int) -> None:
+        """Put work into the stream that takes so long and does nothing else, for tests and benchmarks."""
+
+    def release(self) -> None:
+        """Give the stream back, if it is lent. What was put into it runs on. A second time is no error."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(self, kind: object, error: object, trace: object, /) -> None: ...
+
+@final
+class Event:
+    """A point in a stream. ``await event`` waits until the stream has come to it."""
+
+    def query(self) -> bool:
+        """Whether the stream has come to it."""
+
+    def __await__(self) -> Generator[Any]: ...
+    def synchronize(self) -> None:
+        """Block the calling thread until the stream has come to it.
+
+        Raises:
+            RuntimeError: a loop runs on this thread: ``await event``.
+        """
+
+    def elapsed(self, later: Event) -> float:
+        """Seconds from this point to a later one, both recorded with ``timing=True`` and reached."""
+
+    @property
+    def handle(self) -> int:
+        """The driver's handle, a ``CUevent``; it is there as long as this object."""
+
+@final
+class DeviceBuffer:
+    """Memory of a device, freed in the order of its stream when nobody holds it. Streams that use it through
+    this package wait for each other where they must.
+
+    Other libraries take it over by ``__dlpack__`` or ``__cuda_array_interface__``. Both have the consumer's
+    stream wait for what was written: DLPack's ``stream`` is -1 for none, ``None`` or 1 for the default stream,
+    2 for the thread's, or a handle.
+    """
+
+    @property
+    def nbytes(self) -> int: ...
+    def __len__(self) -> int: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def typestr(self) -> str:
+        """The type of its elements, as NumPy's ``dtype.str``."""
+
+    @property
+    def device(self) -> int:
+        """The number of its device."""
+
+    @property
+    def address(self) -> int:
+        """Its address on the device."""
+
+    def wait_on(self, stream: Stream) -> None:
+        """Have a stream wait for what others do with the buffer, before your own kernels use it there."""
+
+    def record_use(self, stream: Stream) -> None:
+        """Keep the memory until a stream has come to the end of what was put into it so far. Call it after
+        your own kernels that use the buffer, unless its own stream runs them.
+        """
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]: ...
+    def __dlpack_device__(self) -> tuple[int, int]: ...
+    def __dlpack__(
+        self,
+        *,
+        stream: int | None = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> Any: ...

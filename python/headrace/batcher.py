@@ -18,7 +18,7 @@ from headrace._batch.figures import BatchStats
 from headrace._batch.functions import Kind, work_of
 from headrace._batch.running import Running
 from headrace._batch.settings import BatchFunction, Changes, Settings, Terms
-from headrace._headrace import BatchQueue, BatchSettings, Sink
+from headrace._headrace import BatchQueue, BatchSettings, Sink, StreamPool
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -55,7 +55,11 @@ class Batcher(Generic[T, R]):
         padded_cost: a batch costs its largest item's cost times its size, as padded tensors do.
         key: only items of one key share a batch.
         allowed_sizes: sizes that the function likes, rising up to ``max_batch_size``: see :meth:`Batch.pad`.
-        workers: batches that run at once, 1 to 1,024.
+        workers: batches that run at once, 1 to 1,024. ``None`` for 1, or with ``streams`` for as many as
+            there are streams.
+        streams: a :class:`headrace.cuda.StreamPool`. Each batch in flight has one of its streams to itself,
+            as ``batch.stream``, and is taken only when there is one; its answers are told when the stream has
+            come to the end of what the function put into it. Not for functions that stream, nor step engines.
         queue_capacity: items that may wait; beyond it a submit is refused. ``None`` for four batches for each
             worker, at least 64.
         queue_cost: cost that may wait.
@@ -103,7 +107,8 @@ class Batcher(Generic[T, R]):
         padded_cost: bool = False,
         key: Callable[[T], Hashable] | None = None,
         allowed_sizes: Sequence[int] | None = None,
-        workers: int = 1,
+        workers: int | None = None,
+        streams: StreamPool | None = None,
         queue_capacity: int | None = None,
         queue_cost: int | None = None,
         max_in_flight_per_client: int | None = None,
@@ -122,6 +127,13 @@ class Batcher(Generic[T, R]):
     ) -> None:
         self._running: Running | None = None
         work = work_of(fn, on_start, warmup, on_stop)
+        if streams is not None and work.kind is not Kind.FUNCTION:
+            raise ValueError(
+                f"streams must be None for {work.kind.value}: its items are told before a stream drains"
+            )
+        if workers is None:
+            workers = 1 if streams is None else streams.max_streams
+        self._pool = streams
         for setting, function in (("key", key), ("cost", cost)):
             if function is not None and not callable(function):
                 raise TypeError(f"{setting} must be a function of an item, not {function!r}")
@@ -328,6 +340,7 @@ class Batcher(Generic[T, R]):
                 self._key,
                 self._cost,
                 doors,
+                self._pool,
                 is_paused=self._is_paused,
             )
             weakref.finalize(self, _close_quietly, running.queue)

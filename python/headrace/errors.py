@@ -375,8 +375,8 @@ class StartupTimeout(StartupError, TimeoutError):
 
 
 class CudaError(HeadraceError):
-    """Base of what :mod:`headrace.cuda` raises; by itself, a call that the driver refused, which harms nothing
-    else.
+    """Base of what :mod:`headrace.cuda` raises; by itself, a call that the driver refused, which harms
+    nothing else.
 
     Attributes:
         code: the driver's number of the error; ``None`` when the driver was not asked.

@@ -1,6 +1,6 @@
 """Proves the dependency rules from what cargo resolves: `wire` without tokio, `core` without pyo3 and
-cudarc, `cuda` without tokio and pyo3; `faults` and `fakecuda`, which are for tests, neither below nor above any of
-them.
+cudarc, `cuda` without tokio and pyo3; `faults` and `fakecuda`, which are for tests, neither below nor above
+any of them.
 Also that no file is too long and nothing is left unfinished.
 """
 

@@ -43,11 +43,19 @@ class Batch(list[T]):
     Use it while the function runs, on the thread or loop where it runs.
     """
 
-    __slots__ = ("_taken",)
+    __slots__ = ("_stream", "_taken")
 
-    def __init__(self, taken: BatchTaken) -> None:
+    def __init__(self, taken: BatchTaken, stream: Any = None) -> None:
         super().__init__(taken.items)
         self._taken = taken
+        self._stream = stream
+
+    @property
+    def stream(self) -> Any:
+        """The :class:`headrace.cuda.Stream` that the batch alone has until it is answered; ``None`` without
+        ``streams=``. Answers are told when the stream has come to the end of what was put into it.
+        """
+        return self._stream
 
     @property
     def key(self) -> Hashable:

@@ -11,6 +11,7 @@ from typing import Any
 from headrace import errors
 from headrace._batch.doors import Doors, weakly
 from headrace._batch.functions import Work
+from headrace._batch.lending import Streams
 from headrace._batch.tasks import Tasks
 from headrace._batch.threads import Threads
 from headrace._headrace import BatchQueue, BatchSettings
@@ -30,6 +31,7 @@ class Running:
         key: finds an item's key.
         cost: finds an item's cost.
         doors: where submits come in.
+        streams: what lends each batch a stream, if anything does.
         is_paused: whether it begins paused.
 
     Raises:
@@ -45,6 +47,7 @@ class Running:
         key: Callable[[Any], Hashable] | None,
         cost: Callable[[Any], int] | None,
         doors: Doors,
+        streams: Streams | None,
         *,
         is_paused: bool,
     ) -> None:
@@ -58,9 +61,9 @@ class Running:
         self._breaking: asyncio.Task[None] | None = None
         self._failure: errors.BatchError | None = None
         if work.on_loop:
-            self.crew: Tasks | Threads = Tasks(work, self.name, self._workers)
+            self.crew: Tasks | Threads = Tasks(work, self.name, self._workers, streams)
         else:
-            self.crew = Threads(work, self.name, self._workers, weakly(self._broken))
+            self.crew = Threads(work, self.name, self._workers, weakly(self._broken), streams)
         begin = self.crew.on_batch()
         on_batch = None if begin is None else weakly(begin)
         self.queue = BatchQueue.start(hub, settings, key, cost, on_batch, weakly(self.crew.on_lost))

@@ -60,7 +60,8 @@ class Settings(Changes, total=False):
 
     cost: Callable[[Any], int] | None
     key: Callable[[Any], Hashable] | None
-    workers: int
+    workers: int | None
+    streams: Any
     on_start: Callable[[], object] | None
     on_stop: Callable[[], object] | None
     warmup: Callable[[], object] | None

@@ -16,11 +16,10 @@ from typing import Any, cast
 from headrace import errors
 from headrace._batch.batch import Batch, Streams, results_of
 from headrace._batch.functions import Hooks, Kind, Work, run_hook
+from headrace._batch.lending import EVERY, Dispatcher, LentStream
+from headrace._batch.lending import Streams as StreamSource
 from headrace._batch.steps import Steps, drive_async
 from headrace._headrace import BatchQueue, BatchTaken, Seat
-
-_EVERY = 1 << 30
-"""More items than can wait."""
 
 
 class Tasks:
@@ -30,14 +29,17 @@ class Tasks:
         work: what they run.
         name: of the batcher.
         workers: how many run at once.
+        streams: what lends each batch a stream, if anything does.
     """
 
-    def __init__(self, work: Work, name: str, workers: int) -> None:
+    def __init__(self, work: Work, name: str, workers: int, streams: StreamSource | None = None) -> None:
         self.name = name
         self.isolate = False
         self.watched = False
         self._work = work
         self._count = workers
+        self._streams = streams
+        self._dispatcher: Dispatcher | None = None
         self._hooks: list[Hooks] = []
         self._failure: BaseException | None = None
         self._tasks: dict[int, asyncio.Task[None]] = {}
@@ -46,8 +48,10 @@ class Tasks:
         self._run = self._run_streams if work.kind is Kind.STREAM else self._run_function
 
     def on_batch(self) -> Callable[[BatchTaken], None] | None:
-        """What takes batches on the loop; an engine takes for itself."""
-        return None if self._work.kind is Kind.STEPS else self._begin
+        """What takes batches on the loop; an engine, or who lends streams, takes for itself."""
+        if self._work.kind is Kind.STEPS or self._streams is not None:
+            return None
+        return self._begin
 
     def inside(self) -> bool:
         """Whether the calling thread is one of these workers: it is the loop's, which is told otherwise."""
@@ -60,6 +64,9 @@ class Tasks:
         self._loop = asyncio.get_running_loop()
         self._context = contextvars.copy_context()
         self._queue = queue
+        if self._streams is not None:
+            self._dispatcher = Dispatcher(self._streams, queue, self._count, self._begin_lent)
+            self._dispatching = self._loop.create_task(self._dispatcher.run())
         if self._work.kind is Kind.STEPS or self._work.is_class:
             return True
         hooks = self._work.make()
@@ -116,8 +123,10 @@ class Tasks:
     def fail_all(self, error: BaseException) -> None:
         """Fail what waits: it did not start. The queue drains."""
         self._failure = error
-        if self._work.kind is Kind.STEPS:
-            while (taken := self._queue.try_take(0, _EVERY)) is not None:
+        if self._dispatcher is not None:
+            self._dispatcher.failure = error
+        if self._work.kind is Kind.STEPS or self._dispatcher is not None:
+            while (taken := self._queue.try_take(0, EVERY)) is not None:
                 taken.fail(error)
 
     def on_lost(self, number: int) -> None:
@@ -130,6 +139,8 @@ class Tasks:
             return
         self._lost.add(task)
         task.add_done_callback(self._lost.discard)
+        if self._dispatcher is not None:
+            self._dispatcher.lost()
         if self._work.kind is Kind.STEPS:
             # Not before the engine has been left.
             task.add_done_callback(lambda _: self._step_again(number))
@@ -144,6 +155,8 @@ class Tasks:
         for number in list(self._seats):
             self._leave(number)
         tasks = [task for task in self._tasks.values() if not task.done()]
+        if self._dispatcher is not None:
+            tasks.append(self._dispatching)
         if abandon:
             for task in tasks:
                 task.cancel()
@@ -199,12 +212,40 @@ class Tasks:
             if not task.cancelling() and contextvars.copy_context() == clean:
                 taken = await seat
 
-    async def _run_function(self, taken: BatchTaken) -> None:
+    # A batch with a stream, in a task of its own: what hands it out is a task itself, and waits for streams.
+
+    def _begin_lent(self, taken: BatchTaken, stream: LentStream) -> None:
+        number = taken.worker
+        task = self._loop.create_task(self._run_lent(taken, stream), context=self._context.copy())
+        self._tasks[number] = task
+        task.add_done_callback(lambda task: self._free(number, task))
+
+    def _free(self, number: int, task: asyncio.Task[None]) -> None:
+        if self._dispatcher is not None and self._tasks.get(number) is task:
+            self._dispatcher.free(number)
+
+    async def _run_lent(self, taken: BatchTaken, stream: LentStream) -> None:
+        within = self._queue.enter(asyncio.current_task())
+        try:
+            await self._run_function(taken, stream)
+        finally:
+            within.leave()
+            stream.release()
+
+    # What is run.
+
+    async def _run_function(self, taken: BatchTaken, stream: LentStream | None = None) -> None:
         left = [taken]
         while left:
             part = left.pop()
             try:
-                part.complete(results_of(await self._function(Batch(part))))
+                results = results_of(await self._function(Batch(part, stream)))
+                if stream is not None:
+                    await stream
+                    if not left:
+                        # Whoever is told may want it next.
+                        stream.release()
+                part.complete(results)
             except BaseException as error:
                 halves = part.split() if self.isolate and isinstance(error, Exception) else None
                 if halves is None:

@@ -20,14 +20,13 @@ from typing import Any
 from headrace import errors
 from headrace._batch.batch import Batch, Streams, results_of
 from headrace._batch.functions import Hooks, Kind, Work, run_hook
+from headrace._batch.lending import EVERY, LentStream, take_lent
+from headrace._batch.lending import Streams as StreamSource
 from headrace._batch.steps import Steps, drive
 from headrace._headrace import BatchQueue, BatchTaken
 
 _EXIT_SECONDS = 1.0
 """How long interpreter exit waits for threads to run ``on_stop``; one inside a function is left."""
-
-_EVERY = 1 << 30
-"""More items than can wait."""
 
 _here = threading.local()
 
@@ -55,14 +54,23 @@ class Threads:
         workers: how many there are.
         isolate: whether a batch that fails is halved and run again.
         broken: called on the loop when no worker is left and none can be started, with the reason.
+        streams: what lends each batch a stream, if anything does.
     """
 
-    def __init__(self, work: Work, name: str, workers: int, broken: Callable[[BaseException], None]) -> None:
+    def __init__(
+        self,
+        work: Work,
+        name: str,
+        workers: int,
+        broken: Callable[[BaseException], None],
+        streams: StreamSource | None = None,
+    ) -> None:
         self.name = name
         self.isolate = False
         self.watched = False
         self._work = work
         self._broken = broken
+        self._streams = streams
         self._count = workers
         self._workers: dict[int, _Worker] = {}
         self._alive: set[_Worker] = set()
@@ -132,7 +140,7 @@ class Threads:
     def fail_all(self, error: BaseException) -> None:
         """Fail what waits: it did not start, or is broken. The queue drains."""
         self._failure = error
-        while (taken := self._queue.try_take(0, _EVERY)) is not None:
+        while (taken := self._queue.try_take(0, EVERY)) is not None:
             taken.fail(error)
 
     def close_queue(self) -> None:
@@ -222,24 +230,33 @@ class Threads:
             self._tell(self._ended, worker)
 
     def _serve(self, worker: _Worker, hooks: Hooks) -> None:
-        queue = self._queue
         if self._work.kind is Kind.STEPS:
             self._serve_steps(worker, hooks.run)
             return
         run = run_streams if self._work.kind is Kind.STREAM else run_function
-        within = queue.enter()
+        within = self._queue.enter()
         while not worker.given_up:
             within.leave()
-            taken = queue.next_batch(worker.number)
+            taken, stream = self._next(worker)
             if taken is None:
                 return
             within.enter()
-            if self._failure is not None:
-                taken.fail(self._failure)
-            else:
-                run(hooks.run, taken, self.isolate)
+            try:
+                if self._failure is not None:
+                    taken.fail(self._failure)
+                else:
+                    run(hooks.run, taken, self.isolate, stream)
+            finally:
+                if stream is not None:
+                    stream.release()
             # The next wait may be long, and items may be large.
-            del taken
+            del taken, stream
+
+    def _next(self, worker: _Worker) -> tuple[BatchTaken | None, LentStream | None]:
+        if self._streams is None:
+            return self._queue.next_batch(worker.number), None
+        lent = take_lent(self._streams, self._queue, worker.number, lambda: not worker.given_up)
+        return lent or (None, None)
 
     def _serve_steps(self, worker: _Worker, engine: Any) -> None:
         within = self._queue.enter()
@@ -269,13 +286,21 @@ class Threads:
         self._tell(self._loop.call_exception_handler, {"message": message, "exception": error})
 
 
-def run_function(function: Callable[[Any], Any], taken: BatchTaken, isolate: bool) -> None:
+def run_function(
+    function: Callable[[Any], Any], taken: BatchTaken, isolate: bool, stream: LentStream | None
+) -> None:
     """Run a function on a batch, and on its halves when it fails and is to be isolated."""
     left = [taken]
     while left:
         part = left.pop()
         try:
-            part.complete(results_of(function(Batch(part))))
+            results = results_of(function(Batch(part, stream)))
+            if stream is not None:
+                stream.synchronize()
+                if not left:
+                    # Whoever is told may want it next.
+                    stream.release()
+            part.complete(results)
         except BaseException as error:
             halves = part.split() if isolate and isinstance(error, Exception) else None
             if halves is None:
@@ -286,7 +311,9 @@ def run_function(function: Callable[[Any], Any], taken: BatchTaken, isolate: boo
             left[-1].rearm()
 
 
-def run_streams(function: Callable[[Any], Any], taken: BatchTaken, _isolate: bool) -> None:
+def run_streams(
+    function: Callable[[Any], Any], taken: BatchTaken, _isolate: bool, _stream: LentStream | None
+) -> None:
     """Run a generator function on a batch until it ends or nobody reads."""
     try:
         streams = Streams(taken)

@@ -3,9 +3,9 @@
 //!
 //! | Entry | Parameters | Does |
 //! |---|---|---|
-//! | `spin` | u64 microseconds | takes that long |
-//! | `gate` | u64 address of a 32-bit word in pinned memory | runs until the word is not zero |
-//! | `trap` | | fails as a kernel does that hits an assertion; the error is sticky |
+//! | `headrace_spin` | u64 nanoseconds | takes that long |
+//! | `headrace_gate` | u64 address of a 32-bit word in pinned memory | runs until the word is not zero |
+//! | `headrace_trap` | | fails as a kernel does that hits an assertion; the error is sticky |
 //! | others | | nothing |
 
 use std::time::Duration;
@@ -45,9 +45,9 @@ impl Module {
             return Err(Code::NOT_FOUND);
         }
         Ok(match name {
-            "spin" => Kernel::Spin,
-            "gate" => Kernel::Gate,
-            "trap" => Kernel::Trap,
+            "headrace_spin" => Kernel::Spin,
+            "headrace_gate" => Kernel::Gate,
+            "headrace_trap" => Kernel::Trap,
             _ => Kernel::Nothing,
         })
     }
@@ -61,7 +61,7 @@ impl Kernel {
 
     pub(crate) fn operation(self, parameter: u64) -> Operation {
         match self {
-            Self::Spin => Operation::Spin(Duration::from_micros(parameter)),
+            Self::Spin => Operation::Spin(Duration::from_nanos(parameter)),
             Self::Gate => Operation::Gate(usize::try_from(parameter).unwrap_or(usize::MAX)),
             Self::Trap => Operation::Trap,
             Self::Nothing => Operation::Spin(Duration::ZERO),

@@ -142,7 +142,7 @@ fn kernels_of_two_streams_run_at_the_same_time_and_events_take_times() {
     let word = gate(held);
     let (from, to) = (timed(), timed());
     cuEventRecord(from, free);
-    launch("spin", 20_000, free);
+    launch("spin", 20_000_000, free);
     cuEventRecord(to, free);
     assert_eq!(cuEventSynchronize(to), 0);
     assert_eq!(cuStreamQuery(held), NOT_READY);

@@ -3,6 +3,7 @@
 
 use headrace::discovery::DiscoveryError;
 use headrace::{CallError, CallErrorKind, StartError};
+use headrace_cuda::{CudaError, Fault, Unavailable};
 use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -133,4 +134,47 @@ pub(crate) fn item_too_large(py: Python<'_>, limit: usize, actual: usize) -> PyE
         fields.set_item("actual", actual)?;
         fields.set_item("setting", "max_message_bytes")
     })
+}
+
+/// What a CUDA call failed with. A setting or argument that cannot be used is a `ValueError`.
+pub(crate) fn cuda_error(py: Python<'_>, error: &CudaError) -> PyErr {
+    let message = error.to_string();
+    let fault = |fields: &Bound<'_, PyDict>, fault: &Fault| {
+        fields.set_item("code", fault.code)?;
+        fields.set_item("name", &fault.name)?;
+        fields.set_item("operation", fault.operation)
+    };
+    match error {
+        CudaError::NoSuchDevice { .. }
+        | CudaError::Invalid(_)
+        | CudaError::ZeroBytes
+        | CudaError::OutOfBounds { .. }
+        | CudaError::OtherDevice => PyValueError::new_err(message),
+        CudaError::Unavailable(Unavailable::Forked) | CudaError::Forked => {
+            build(py, "CudaForkError", &message, |_| Ok(()))
+        }
+        CudaError::Unavailable(reason) => {
+            build(py, "CudaUnavailable", &message, |fields| fields.set_item("reason", reason.to_string()))
+        }
+        CudaError::Capacity { max } => build(py, "Capacity", &message, |fields| fields.set_item("max", max)),
+        CudaError::LeaseTimeout { waited } => {
+            build(py, "LeaseTimeout", &message, |fields| fields.set_item("waited", waited.as_secs_f64()))
+        }
+        CudaError::PoolClosed => build(py, "PoolClosed", &message, |_| Ok(())),
+        CudaError::ForkFailed(cause) => build(py, "ForkFailed", &message, |fields| fault(fields, cause)),
+        CudaError::OutOfBudget { requested, current, remaining, limit } => {
+            build(py, "OutOfBudget", &message, |fields| {
+                fields.set_item("requested", requested)?;
+                fields.set_item("current", current)?;
+                fields.set_item("remaining", remaining)?;
+                fields.set_item("limit", limit)
+            })
+        }
+        CudaError::ContextPoisoned(cause) => build(py, "ContextPoisoned", &message, |fields| {
+            fields.set_item("cause", cause.to_string())?;
+            fault(fields, cause)
+        }),
+        CudaError::Driver(cause) => build(py, "CudaError", &message, |fields| fault(fields, cause)),
+        _ => build(py, "CudaError", &message, |_| Ok(())),
+    }
 }

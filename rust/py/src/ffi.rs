@@ -7,6 +7,7 @@ use std::mem::ManuallyDrop;
 use std::ops::{Deref, DerefMut};
 
 use bytes::Bytes;
+use pyo3::buffer::PyUntypedBuffer;
 use pyo3::exceptions::{PyBaseException, PyBufferError};
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -146,6 +147,67 @@ impl ReceivedBuffer {
             ffi::PyBuffer_FillInfo(view, slf.as_ptr(), bytes.as_ptr().cast_mut().cast(), length, 1, flags)
         };
         if failed == 0 { Ok(()) } else { Err(PyErr::fetch(slf.py())) }
+    }
+}
+
+/// A contiguous buffer of Python. Its memory stays where it is as long as this is there, and can be copied from
+/// and to without the interpreter. Python code may change it at the same time: whoever copies gets some bytes
+/// of before and some of after, as from any buffer.
+#[derive(Debug)]
+pub(crate) struct Contiguous(PyUntypedBuffer);
+
+impl Contiguous {
+    /// A buffer to read.
+    pub(crate) fn read(object: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let view = PyUntypedBuffer::get(object)?;
+        if !view.is_c_contiguous() {
+            return Err(PyBufferError::new_err("the buffer is not contiguous; copy it first"));
+        }
+        Ok(Self(view))
+    }
+
+    /// A buffer to write to.
+    pub(crate) fn write(object: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let view = Self::read(object)?;
+        if view.0.readonly() {
+            return Err(PyBufferError::new_err("the buffer is read-only"));
+        }
+        Ok(view)
+    }
+
+    /// Its length in bytes.
+    pub(crate) fn len(&self) -> usize {
+        self.0.len_bytes()
+    }
+
+    pub(crate) fn item_size(&self) -> usize {
+        self.0.item_size()
+    }
+
+    pub(crate) fn shape(&self) -> &[usize] {
+        self.0.shape()
+    }
+
+    /// The type of its elements, as the module `struct` writes it.
+    pub(crate) fn format(&self) -> &str {
+        self.0.format().to_str().unwrap_or("B")
+    }
+
+    /// Copies its bytes, as many as there is room for.
+    pub(crate) fn read_into(&self, to: &mut [u8]) {
+        let bytes = to.len().min(self.len());
+        // SAFETY: the view is contiguous, keeps its memory alive, and has at least that many bytes; `to` is
+        // memory of this program that nothing else refers to. Bytes have no invalid values.
+        unsafe { std::ptr::copy_nonoverlapping(self.0.buf_ptr().cast::<u8>(), to.as_mut_ptr(), bytes) };
+    }
+
+    /// Copies bytes into it, as many as it has room for. It was made by [`Self::write`].
+    pub(crate) fn write_from(&self, from: &[u8]) {
+        let bytes = from.len().min(self.len());
+        if !self.0.readonly() {
+            // SAFETY: as in `read_into`, the other way; the view is writable.
+            unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), self.0.buf_ptr().cast::<u8>(), bytes) };
+        }
     }
 }
 

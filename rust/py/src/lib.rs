@@ -8,6 +8,7 @@
 //! | [`worker`], [`sink`], [`context`] | engines, where their items go, what they know of their request |
 //! | [`requests`] | requests that are streams, at the caller and at the engine |
 //! | [`batch`] | batching: the queue, what submitters await, what functions get |
+//! | [`cuda`] | streams of CUDA, what they are lent for, copies |
 //! | [`pushing`], [`pump`] | how items go out, how generators are driven |
 //! | [`payload`] | objects as bytes and back |
 //! | [`errors`] | Rust errors as exceptions |
@@ -20,6 +21,7 @@ mod audit;
 mod batch;
 mod bridge;
 mod context;
+mod cuda;
 mod errors;
 mod ffi;
 mod payload;
@@ -64,6 +66,22 @@ mod _headrace {
     use crate::bridge::waiter::Waiter;
     #[pymodule_export]
     use crate::context::Context;
+    #[pymodule_export]
+    use crate::cuda::buffer::DeviceBuffer;
+    #[pymodule_export]
+    use crate::cuda::event::Event;
+    #[pymodule_export]
+    use crate::cuda::leasing::Leasing;
+    #[pymodule_export]
+    use crate::cuda::pending::{Done, Pending};
+    #[pymodule_export]
+    use crate::cuda::pool::{_cuda_external_stream, StreamPool};
+    #[pymodule_export]
+    use crate::cuda::probe::{
+        _cuda_device_count, _cuda_devices, _cuda_planned_budget, _cuda_unavailable_reason,
+    };
+    #[pymodule_export]
+    use crate::cuda::stream::Stream;
     #[pymodule_export]
     use crate::payload::Codec;
     #[pymodule_export]

@@ -89,6 +89,7 @@ pub(crate) fn _exit(py: Python<'_>) {
     if is_forked() {
         return;
     }
+    headrace_cuda::end_process();
     crate::batch::blocking::wait_until_left(py, EXIT_WAIT);
     py.detach(|| {
         if let Some(runtime) = RUNTIME.lock().take() {

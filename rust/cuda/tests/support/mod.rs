@@ -17,7 +17,8 @@ use headrace_cuda::{
 /// Longer than anything takes that does not hang.
 pub(crate) const GUARD: Duration = Duration::from_secs(20);
 
-pub(crate) const MODES: [CompletionMode; 3] = [CompletionMode::Event, CompletionMode::Poll, CompletionMode::HostFn];
+pub(crate) const MODES: [CompletionMode; 3] =
+    [CompletionMode::Event, CompletionMode::Poll, CompletionMode::HostFn];
 
 /// A pool on a device whose clock only the test moves.
 pub(crate) fn still(settings: PoolSettings) -> (Simulation, StreamPool) {

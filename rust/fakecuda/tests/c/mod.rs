@@ -151,10 +151,10 @@ impl Drop for Pinned {
 
 /// Launches a kernel of the test's own module.
 pub(crate) fn launch(name: &str, parameter: u64, stream: usize) {
-    let text = c".version 7.0\n.entry spin(.param .u64 us)\n.entry gate(.param .u64 word)\n.entry trap()\n";
+    let text = c".version 7.0\n.entry headrace_spin(.param .u64 ns)\n.entry headrace_gate(.param .u64 word)\n.entry headrace_trap()\n";
     // SAFETY: as in `start`; the texts end with a zero byte.
     let module = out(|at| unsafe { cuModuleLoadData(at, text.as_ptr()) }).expect("a module");
-    let name = CString::new(name).expect("a name");
+    let name = CString::new(format!("headrace_{name}")).expect("a name");
     // SAFETY: as above.
     let kernel = out(|at| unsafe { cuModuleGetFunction(at, module, name.as_ptr()) }).expect("a kernel");
     let parameters = [&raw const parameter];

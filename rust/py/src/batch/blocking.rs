@@ -16,7 +16,7 @@ const SIGNALS_TICK: Duration = Duration::from_millis(50);
 static WAITING: AtomicUsize = AtomicUsize::new(0);
 
 /// Waits without the interpreter.
-pub(super) fn detached<T: Send>(py: Python<'_>, wait: impl FnOnce() -> T + Send) -> T {
+pub(crate) fn detached<T: Send>(py: Python<'_>, wait: impl FnOnce() -> T + Send) -> T {
     struct Inside;
     impl Drop for Inside {
         fn drop(&mut self) {
