@@ -73,7 +73,7 @@ demo: $(STAMPS)/wheel-release $(STAMPS)/demo-packages
 test: test-rust test-model test-python
 
 test-rust:
-	$(CARGO) test --profile fast --workspace --exclude headrace-py
+	$(CARGO) test --profile fast --workspace --exclude headrace-py --features headrace/metrics-http
 	$(CARGO) build --profile fast -p headrace --examples
 	$(CARGO) build --profile fast -p headrace-faults --bins
 	$(CARGO) build --profile fast -p headrace-fakecuda

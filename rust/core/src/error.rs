@@ -248,6 +248,23 @@ pub enum StartError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// The address of metrics and health cannot be used.
+    #[error("metrics: {source}")]
+    MetricsAddress {
+        /// Why.
+        source: AddressError,
+    },
+    /// The system refused to listen there.
+    #[error(
+        "metrics: cannot listen on {address}: {source}; the port is for this process alone, so give another one \
+         with metrics=, or port 0 for any"
+    )]
+    MetricsBind {
+        /// The address.
+        address: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// A setting is out of range.
     #[error("{setting} must be {expected}, not {given}")]
     Setting {

@@ -13,6 +13,7 @@
 //! | [`discovery`] | where routers learn of workers |
 //! | [`health`] | whether the process is of use |
 //! | [`metrics`] | what runs, how fast, how full and how well |
+//! | `port` | both over HTTP; with the feature `metrics-http` |
 //! | [`config`], [`error`], [`address`] | settings, failures, targets |
 //! | [`budget`] | the process ceiling on buffered bytes |
 //!
@@ -31,6 +32,8 @@ pub mod error;
 pub mod health;
 pub mod link;
 pub mod metrics;
+#[cfg(feature = "metrics-http")]
+pub mod port;
 pub mod requests;
 mod router;
 mod worker;

@@ -252,10 +252,10 @@ impl Account {
         Self { endpoint, arrived_ns, items, bytes, started: false, ended: false }
     }
 
-    /// It is handed to its engine, having waited for a place or not.
-    pub(crate) fn started(&mut self, waited: bool) {
+    /// It is handed to its engine, having waited for a place until this time, or not at all: 0.
+    pub(crate) fn started(&mut self, waited_until_ns: u64) {
         self.started = true;
-        self.endpoint.queue.observe_ns(if waited { self.age_ns(now_ns()) } else { 0 });
+        self.endpoint.queue.observe_ns(self.age_ns(waited_until_ns));
     }
 
     /// An item was pushed. The lock of the stream's link is held.
@@ -271,7 +271,9 @@ impl Account {
 
     /// Further bytes of the request came.
     pub(crate) fn requested(&self, bytes: u64) {
-        self.endpoint.request_bytes.add(bytes);
+        if bytes > 0 {
+            self.endpoint.request_bytes.add(bytes);
+        }
     }
 
     /// The request has ended.

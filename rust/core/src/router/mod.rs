@@ -8,6 +8,7 @@
 //! | [`policy`], [`affinity`] | picking one of several; the same one for calls that belong together |
 //! | [`retry`] | how many further attempts there may be |
 //! | [`options`], [`call`], [`attempt`], [`choice`] | one call, from request to stream, with its attempts; where each goes |
+//! | [`report`] | what it tells of itself |
 //! | [`response`], [`again`] | the stream that a caller reads; its further runs after a loss |
 
 mod affinity;
@@ -20,6 +21,7 @@ mod info;
 mod instances;
 mod options;
 mod policy;
+mod report;
 mod response;
 mod retry;
 mod set;
@@ -52,7 +54,7 @@ use crate::config::RouterConfig;
 use crate::discovery::{Discovery, Fixed, Found, Listing};
 use crate::error::StartError;
 use crate::link::{Driver, Local, Ticker};
-use crate::metrics::{self, Samples, Source, names};
+use crate::metrics::{self, Source};
 use crate::requests::RequestSink;
 
 /// A router's counts at one moment.
@@ -252,21 +254,6 @@ impl Router {
     /// Closes every link: streams that are open are lost to their readers, calls that wait fail.
     pub fn close(&self) {
         self.shared().close();
-    }
-}
-
-impl Source for Shared {
-    fn collect(&self, samples: &mut Samples) {
-        let all = self.instances.all();
-        for instance in all.iter() {
-            samples.count(&names::ROUTER_INFLIGHT, &[], instance.in_flight() as u64);
-            samples.count(&names::ROUTER_INSTANCES, &[instance.info().state.name()], 1);
-            if let Some(link) = instance.link() {
-                samples.count(&names::LINK_OPEN, &["router"], 1);
-                samples.count(&names::LINK_STREAMS, &["router"], link.streams() as u64);
-            }
-        }
-        samples.count(&names::ROUTER_WAITING, &[], self.waiters.lock().len() as u64);
     }
 }
 

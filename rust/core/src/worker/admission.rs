@@ -4,12 +4,12 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Instant;
 
 use parking_lot::Mutex;
 
 use super::health::Pulse;
 use super::{Shared, session};
+use crate::clock::now_ns;
 use crate::engine::{Engine, Request};
 use crate::link::Stream;
 use crate::metrics::worker::Account;
@@ -34,9 +34,10 @@ impl Job {
         }
     }
 
-    fn started(&mut self, waited: bool) {
+    /// It goes to its engine, having waited for a place until this time, or not at all.
+    fn started(&mut self, waited_until_ns: u64) {
         if let Some(account) = &mut self.account {
-            account.started(waited);
+            account.started(waited_until_ns);
         }
     }
 }
@@ -95,8 +96,10 @@ impl Admission {
         if places.running < self.concurrency {
             places.running += 1;
             accept(&mut job);
-            job.started(false);
-            return Admitted::Run(job, Permit::new(shared));
+            job.started(0);
+            // It was read just now.
+            let permit = Permit::new(shared, job.stream.link.heard_ns());
+            return Admitted::Run(job, permit);
         }
         if places.queue.len() >= self.queue {
             places.forget_killed();
@@ -180,25 +183,26 @@ fn take_next(starting: &mut Option<VecDeque<(Job, Permit)>>) -> Option<(Job, Per
 #[derive(Debug)]
 pub(crate) struct Permit {
     shared: Arc<Shared>,
-    since: Instant,
+    since_ns: u64,
 }
 
 impl Permit {
-    fn new(shared: &Arc<Shared>) -> Self {
-        Self { shared: Arc::clone(shared), since: Instant::now() }
+    fn new(shared: &Arc<Shared>, now_ns: u64) -> Self {
+        Self { shared: Arc::clone(shared), since_ns: now_ns }
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
+        let now = now_ns();
         let next = {
             let mut places = self.shared.admission().places.lock();
-            places.held_ms += WEIGHT * (self.since.elapsed().as_secs_f64() * 1e3 - places.held_ms);
+            places.held_ms += WEIGHT * (now.saturating_sub(self.since_ns) as f64 / 1e6 - places.held_ms);
             loop {
                 match places.queue.pop_front() {
                     // It keeps the place: `running` stays as it is.
                     Some(mut job) if !job.stream.is_killed() => {
-                        job.started(true);
+                        job.started(now);
                         break Some(job);
                     }
                     Some(mut job) => job.end_killed(),
@@ -210,7 +214,7 @@ impl Drop for Permit {
             }
         };
         match next {
-            Some(job) => start_in_turn(job, Self::new(&self.shared)),
+            Some(job) => start_in_turn(job, Self::new(&self.shared, now)),
             None => self.shared.progressed(),
         }
     }

@@ -92,7 +92,7 @@ impl Drop for Listener {
 }
 
 /// Removes a socket file that nobody listens on any more; never a file that is no socket.
-fn remove_stale(path: &Path) -> io::Result<()> {
+pub(crate) fn remove_stale(path: &Path) -> io::Result<()> {
     match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Ok(found) if !found.file_type().is_socket() => {

@@ -32,6 +32,8 @@ pub(crate) use self::admission::Permit;
 pub(crate) use self::health::Pulse;
 use self::health::{Checks, Vitals};
 use self::listener::Listener;
+#[cfg(feature = "metrics-http")]
+pub(crate) use self::listener::remove_stale;
 use crate::address::Address;
 use crate::config::WorkerConfig;
 use crate::discovery::{Discovery, DiscoveryError, Listing, Registration};
