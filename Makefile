@@ -30,7 +30,7 @@ $(STAMPS)/venv:
 
 $(STAMPS)/test-packages: $(STAMPS)/venv
 	$(BIN)/pip install --quiet --disable-pip-version-check 'pytest>=8.4' 'pytest-asyncio>=1.4' 'uvloop>=0.21' \
-		'numpy>=1.26' 'hypothesis>=6'
+		'numpy>=1.26' 'hypothesis>=6' 'pyyaml>=6'
 	@touch $@
 
 $(STAMPS)/lint-packages: $(STAMPS)/venv
