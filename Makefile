@@ -73,8 +73,10 @@ demo: $(STAMPS)/wheel-release $(STAMPS)/demo-packages
 test: test-rust test-model test-python
 
 test-rust:
-	$(CARGO) test --profile fast --workspace --exclude headrace-py --features headrace/metrics-http
+	$(CARGO) test --profile fast --workspace --exclude headrace-py \
+		--features headrace/metrics-http,headrace-cuda/headrace
 	$(CARGO) build --profile fast -p headrace --examples
+	$(CARGO) build --profile fast -p headrace-cuda --features headrace --examples
 	$(CARGO) build --profile fast -p headrace-faults --bins
 	$(CARGO) build --profile fast -p headrace-fakecuda
 
@@ -94,7 +96,7 @@ test-examples: $(STAMPS)/wheel-audit $(STAMPS)/test-packages $(STAMPS)/demo-pack
 
 check: $(STAMPS)/lint-packages $(STAMPS)/test-packages $(STAMPS)/wheel-audit
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --profile fast --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --profile fast --workspace --all-targets --features headrace-cuda/headrace -- -D warnings
 	$(CARGO) clippy --profile fast -p headrace-benches --features routing --bench routing -- -D warnings
 	$(BIN)/python tests/tools/check_dependencies.py
 	$(BIN)/ruff check .

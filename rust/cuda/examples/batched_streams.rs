@@ -1,6 +1,6 @@
-//! A batcher whose batches run on streams of a pool, without Python: the copies of one batch overlap the kernel
-//! of another. `batched_streams [CALLERS]` runs on the first GPU, or on the simulated device where there is none,
-//! and says which. Needs the feature `headrace`.
+//! A batcher whose batches run on streams of a pool, without Python: the copies of one batch overlap the
+//! kernel of another. `batched_streams [CALLERS]` runs on the first GPU, or on the simulated device where
+//! there is none, and says which. Needs the feature `headrace`.
 
 use std::error::Error;
 use std::io::{Write, stdout};

@@ -2,8 +2,8 @@
 //! ([`driver`](crate::driver)) and the simulated device ([`sim`](crate::sim)).
 //!
 //! The raw handles are numbers that only the back end that made them understands. Who owns one destroys it
-//! once; `OpenDevice`, which wraps every back end, is the only caller that may forget to (after a fork, at exit,
-//! or when the device is lost).
+//! once; `OpenDevice`, which wraps every back end, is the only caller that may forget to (after a fork, at
+//! exit, or when the device is lost).
 
 #![allow(unsafe_code, reason = "says what callers of a back end have to promise")]
 
@@ -146,8 +146,8 @@ pub(crate) trait Device: Send + Sync + fmt::Debug {
     /// Gives memory back, in the stream's order if it came from a pool and at once if not.
     ///
     /// # Safety
-    /// The address is one of `allocate` that was not freed. Uses on other streams are ordered before; without a
-    /// pool they have ended.
+    /// The address is one of `allocate` that was not freed. Uses on other streams are ordered before; without
+    /// a pool they have ended.
     unsafe fn free(&self, address: u64, stream: RawStream, pooled: bool) -> Answer<()>;
 
     /// # Safety

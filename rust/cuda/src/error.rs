@@ -54,10 +54,10 @@ pub struct Fault {
 impl Fault {
     /// Whether it stays: every later call in this process meets it.
     ///
-    /// These are the errors after which CUDA documents the context as unusable, those with which a kernel or a
-    /// copy dies, and those that say that context or device are gone. `CUDA_ERROR_UNKNOWN` is among them because
-    /// the driver answers it after such an error whose kind it has lost. `CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES`
-    /// (701) is not: the launch that meets it never began.
+    /// These are the errors after which CUDA documents the context as unusable, those with which a kernel or
+    /// a copy dies, and those that say that context or device are gone. `CUDA_ERROR_UNKNOWN` is among them
+    /// because the driver answers it after such an error whose kind it has lost.
+    /// `CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES` (701) is not: the launch that meets it never began.
     #[must_use]
     pub const fn is_sticky(&self) -> bool {
         matches!(

@@ -1,5 +1,5 @@
-//! A kernel from PTX text, and one such text: a kernel that takes a given time. It is there for benchmarks and
-//! tests, which need work of a known length; programs launch theirs through their own libraries.
+//! A kernel from PTX text, and one such text: a kernel that takes a given time. It is there for benchmarks
+//! and tests, which need work of a known length; programs launch theirs through their own libraries.
 
 use std::fmt;
 use std::sync::Arc;
@@ -36,8 +36,8 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// Loads a kernel of that name from PTX text. On the simulated device every kernel takes as many nanoseconds
-    /// as its first argument says.
+    /// Loads a kernel of that name from PTX text. On the simulated device every kernel takes as many
+    /// nanoseconds as its first argument says.
     ///
     /// # Errors
     /// The driver does not take the text, has no kernel of that name, or the device is lost.

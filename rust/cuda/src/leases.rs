@@ -1,5 +1,5 @@
-//! A pool as the source of leases of a batcher of the runtime: each batch in flight has a stream of its own, and
-//! its callers are told when that stream is done.
+//! A pool as the source of leases of a batcher of the runtime: each batch in flight has a stream of its own,
+//! and its callers are told when that stream is done.
 
 use headrace::batch::{LeaseError, LeaseSource};
 

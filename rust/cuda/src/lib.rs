@@ -1,6 +1,6 @@
 //! CUDA streams for Headrace: a pool that lends each to one user at a time, work that can be awaited, copies
-//! through pinned memory, and memory in the order of streams. Nothing is loaded before it is first asked for, so
-//! that one build serves machines with and without CUDA.
+//! through pinned memory, and memory in the order of streams. Nothing is loaded before it is first asked for,
+//! so that one build serves machines with and without CUDA.
 //!
 //! | Module | What lives there |
 //! |---|---|

@@ -1,6 +1,6 @@
-//! A device as this process has opened it: a back end, whether it is lost, and the handles that are used again.
-//! Every call into a back end from the rest of the crate goes through here, so that a fork, the process's end
-//! and a sticky error are looked at in one place.
+//! A device as this process has opened it: a back end, whether it is lost, and the handles that are used
+//! again. Every call into a back end from the rest of the crate goes through here, so that a fork, the
+//! process's end and a sticky error are looked at in one place.
 //!
 //! Invariant: no lock of this file is held during a call into the back end or into a hook.
 
@@ -47,7 +47,8 @@ impl OpenDevice {
     /// # Errors
     /// CUDA is not available, there is no device of that number, or it does not open.
     pub fn open(ordinal: usize) -> Result<Self, CudaError> {
-        // Never closed: the context is the one that other libraries of the process use, and a lost device stays so.
+        // Never closed: the context is the one that other libraries of the process use, and a lost device
+        // stays so.
         static OPENED: Mutex<Vec<(usize, OpenDevice)>> = Mutex::new(Vec::new());
         let count = crate::probe::device_count()?;
         if ordinal >= count {
@@ -117,8 +118,8 @@ impl OpenDevice {
         Arc::ptr_eq(&self.shared, &other.shared)
     }
 
-    /// Refuses in a forked child, and once a sticky error was met. Takes no lock: in a forked child one may be
-    /// held by a thread that is not there.
+    /// Refuses in a forked child, and once a sticky error was met. Takes no lock: in a forked child one may
+    /// be held by a thread that is not there.
     pub(crate) fn check(&self) -> Result<(), CudaError> {
         if self.is_foreign() {
             return Err(CudaError::Forked);
@@ -142,8 +143,8 @@ impl OpenDevice {
         call(&*self.shared.back).map_err(|fault| self.judge(fault))
     }
 
-    /// Gives a handle back, or leaks it. An error has nobody who could do anything about it, but a sticky one is
-    /// remembered.
+    /// Gives a handle back, or leaks it. An error has nobody who could do anything about it, but a sticky one
+    /// is remembered.
     pub(crate) fn release(&self, call: impl FnOnce(&dyn Device) -> Result<(), Fault>) {
         if !self.leaks()
             && let Err(fault) = call(&*self.shared.back)

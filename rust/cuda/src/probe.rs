@@ -1,5 +1,5 @@
-//! Is there a CUDA driver, and which devices does it have? Asked without a panic, whatever the machine; nothing
-//! is loaded before the first question.
+//! Is there a CUDA driver, and which devices does it have? Asked without a panic, whatever the machine;
+//! nothing is loaded before the first question.
 
 use std::panic::catch_unwind;
 

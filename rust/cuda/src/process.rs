@@ -12,8 +12,8 @@ static ENDING: AtomicBool = AtomicBool::new(false);
 /// The process that loaded the driver, 0 before.
 static LOADED_BY: AtomicU32 = AtomicU32::new(0);
 
-/// Tells every pool that the process ends: its threads stop, and what is dropped from now on is leaked, for the
-/// driver may be gone before it. Call it where the process begins to exit.
+/// Tells every pool that the process ends: its threads stop, and what is dropped from now on is leaked, for
+/// the driver may be gone before it. Call it where the process begins to exit.
 pub fn end_process() {
     ENDING.store(true, Ordering::Release);
 }

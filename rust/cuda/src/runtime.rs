@@ -1,5 +1,5 @@
-//! What all streams of one pool share: the device, the reactor, pinned memory, the device's memory pool, and the
-//! counters. It outlives the pool for as long as a stream, buffer or event of it is in use.
+//! What all streams of one pool share: the device, the reactor, pinned memory, the device's memory pool, and
+//! the counters. It outlives the pool for as long as a stream, buffer or event of it is in use.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,8 +1,8 @@
-//! A stream and what can be done with it: record, wait, allocate, copy, await. One that is leased works only as
-//! long as its lease; the default stream and external ones always.
+//! A stream and what can be done with it: record, wait, allocate, copy, await. One that is leased works only
+//! as long as its lease; the default stream and external ones always.
 //!
-//! Nothing here blocks but [`Stream::synchronize`]. What is queued on a stream runs in order; copies go through
-//! pinned memory and run beside everything else.
+//! Nothing here blocks but [`Stream::synchronize`]. What is queued on a stream runs in order; copies go
+//! through pinned memory and run beside everything else.
 
 use std::fmt;
 use std::future::Future;
@@ -42,8 +42,8 @@ pub(crate) struct Core {
     pub(crate) kind: StreamKind,
     pub(crate) priority: i32,
     pub(crate) budget: Mutex<Budget>,
-    /// The lease that may use it, none while nobody does. Read-locked while something is queued, so that a lease
-    /// does not end in between. No callback takes it.
+    /// The lease that may use it, none while nobody does. Read-locked while something is queued, so that a
+    /// lease does not end in between. No callback takes it.
     pub(crate) lease: RwLock<Option<u64>>,
     /// Whether this lease has queued anything.
     pub(crate) touched: AtomicBool,
@@ -134,8 +134,8 @@ impl Stream {
         !self.device().is_foreign() && (self.lease.is_none() || *self.core.lease.read() == self.lease)
     }
 
-    /// Does something with the stream under its lease, which does not end before that is done. A buffer or event
-    /// that takes part must be of the same device.
+    /// Does something with the stream under its lease, which does not end before that is done. A buffer or
+    /// event that takes part must be of the same device.
     pub(crate) fn enter<T>(
         &self,
         device: Option<&OpenDevice>,
@@ -192,7 +192,8 @@ impl Stream {
     /// # Errors
     /// As for [`record_event`](Self::record_event).
     pub fn synchronize(&self) -> Result<(), CudaError> {
-        // Not under the lease's lock, which would have the lease wait with it: an event stands for the stream.
+        // Not under the lease's lock, which would have the lease wait with it: an event stands for the
+        // stream.
         if self.query()? { Ok(()) } else { self.record_event()?.synchronize() }
     }
 
@@ -239,7 +240,8 @@ impl Stream {
     /// # Errors
     /// The driver has none, or as for [`record_event`](Self::record_event).
     pub fn pinned(&self, bytes: usize) -> Result<PinnedBytes, CudaError> {
-        self.core.runtime.staging.take(bytes)
+        let errors = &self.core.runtime.counters.errors;
+        self.core.runtime.staging.take(bytes).inspect_err(|_| Counters::add(errors, 1))
     }
 
     /// Copies bytes to a new buffer. They are copied to pinned memory before this returns, so that the caller
@@ -341,8 +343,8 @@ impl Stream {
     /// The kernel is another device's, or as for [`record_event`](Self::record_event).
     ///
     /// # Safety
-    /// The kernel takes exactly these arguments, each of eight bytes, and touches no memory that is not there or
-    /// is used by others.
+    /// The kernel takes exactly these arguments, each of eight bytes, and touches no memory that is not there
+    /// or is used by others.
     #[allow(unsafe_code, reason = "passes a promise on")]
     pub unsafe fn launch(&self, kernel: &Kernel, shape: Launch, arguments: &[u64]) -> Result<(), CudaError> {
         self.enter(Some(kernel.device()), |core| {

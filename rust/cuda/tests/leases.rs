@@ -46,7 +46,7 @@ fn the_line_is_first_come_first_served() {
     let mut line: Vec<_> = (0..64).map(|_| waiting(&pool)).collect();
     assert_eq!(pool.stats().waiting, 64);
     while !line.is_empty() {
-        lease = None;
+        drop(lease.take());
         let mut first = line.remove(0);
         assert_eq!(first.wakes.count(), 1);
         assert!(line.iter_mut().all(|other| other.wakes.count() == 0 && other.poll().is_none()));

@@ -1,10 +1,10 @@
 //! [`CompletionMode::HostFn`](super::CompletionMode::HostFn): the driver calls a function when the stream has
-//! come so far. The function tells whoever waits and hands the rest to a thread, for it may not call the driver
-//! itself. It is not called after a sticky error; the same thread therefore asks about everything in flight each
-//! 5 ms.
+//! come so far. The function tells whoever waits and hands the rest to a thread, for it may not call the
+//! driver itself. It is not called after a sticky error; the same thread therefore asks about everything in
+//! flight each 5 ms.
 //!
-//! `unsafe` is allowed here: the function is called with a pointer. Invariant: each pointer is made from one box
-//! and is either called with, once, or leaked with what the driver forgot to call.
+//! `unsafe` is allowed here: the function is called with a pointer. Invariant: each pointer is made from one
+//! box and is either called with, once, or leaked with what the driver forgot to call.
 
 #![allow(unsafe_code, reason = "a function that the driver calls takes a pointer")]
 
@@ -106,7 +106,8 @@ unsafe extern "C" fn called(argument: *mut c_void) {
     let argument = unsafe { Box::from_raw(argument.cast::<Argument>()) };
     // A waker is foreign code, and an unwinding one must not reach the driver.
     let told = catch_unwind(AssertUnwindSafe(|| argument.shared.called(argument.serial)));
-    // The last reference would be dropped here only if the thread had ended; it holds one until nothing is left.
+    // The last reference would be dropped here only if the thread had ended; it holds one until nothing is
+    // left.
     drop(told);
 }
 

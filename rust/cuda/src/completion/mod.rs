@@ -1,12 +1,12 @@
 //! How it is learned that a stream has come to a point, and who is told.
 //!
-//! A [`Watch`] is an event that was recorded, what is to be told when it is reached, and what may be used again
-//! from then on. The [`Reactor`] of a pool takes watches and finishes each exactly once: when its event is
-//! reached, when the device is lost, or when the process ends (then not at all). Three ways to wait are behind
-//! it, one file each; what they cost beside each other was measured.
+//! A [`Watch`] is an event that was recorded, what is to be told when it is reached, and what may be used
+//! again from then on. The [`Reactor`] of a pool takes watches and finishes each exactly once: when its event
+//! is reached, when the device is lost, or when the process ends (then not at all). Three ways to wait are
+//! behind it, one file each; what they cost beside each other was measured.
 //!
-//! Invariant: a watch is finished without any lock held, and what it keeps from being used again is let go only
-//! after the event, or never if the device is lost.
+//! Invariant: a watch is finished without any lock held, and what it keeps from being used again is let go
+//! only after the event, or never if the device is lost.
 
 mod host;
 mod poll;

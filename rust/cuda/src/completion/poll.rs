@@ -1,5 +1,6 @@
 //! [`CompletionMode::Poll`](super::CompletionMode::Poll): one thread asks about everything in flight. It asks
-//! without a pause for a while after each piece of news, then at intervals, and parks when nothing is in flight.
+//! without a pause for a while after each piece of news, then at intervals, and parks when nothing is in
+//! flight.
 
 use std::hint;
 use std::mem;

@@ -1,10 +1,10 @@
-//! [`CompletionMode::Event`](super::CompletionMode::Event): a thread waits for each stream that has something in
-//! flight.
+//! [`CompletionMode::Event`](super::CompletionMode::Event): a thread waits for each stream that has something
+//! in flight.
 //!
 //! Watches queue in lanes, one for each stream, whose events are reached in order; a thread owns a lane while
-//! anything is in it. Threads are started when no idle one is there, park while idle, and end after ten seconds
-//! of that. An event that was recorded before one that its lane has already gets a lane of its own, so that it
-//! does not wait for the later one.
+//! anything is in it. Threads are started when no idle one is there, park while idle, and end after ten
+//! seconds of that. An event that was recorded before one that its lane has already gets a lane of its own,
+//! so that it does not wait for the later one.
 
 use std::collections::{HashMap, VecDeque};
 use std::hint;
@@ -155,8 +155,8 @@ impl Shared {
         first
     }
 
-    /// Without a lock: the event cannot be used again, for its watch is still in the lane, or the device is lost
-    /// and nothing is used again.
+    /// Without a lock: the event cannot be used again, for its watch is still in the lane, or the device is
+    /// lost and nothing is used again.
     fn wait_for(&self, event: RawEvent) -> Result<(), CudaError> {
         let begun = Instant::now();
         while begun.elapsed() < self.spin {

@@ -78,9 +78,9 @@ impl Completion {
         self.ticket.result()
     }
 
-    /// Has the function called with the result: at once if it is there, else from the thread that learns of it.
-    /// There the function must neither block nor call CUDA, nor wait for a lock that is held by somebody who
-    /// does. A second call replaces the function.
+    /// Has the function called with the result: at once if it is there, else from the thread that learns of
+    /// it. There the function must neither block nor call CUDA, nor wait for a lock that is held by somebody
+    /// who does. A second call replaces the function.
     pub fn on_complete(&self, function: impl FnOnce(Result<(), CudaError>) + Send + 'static) {
         let result = {
             let mut state = self.ticket.state.lock();

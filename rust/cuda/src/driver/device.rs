@@ -1,8 +1,8 @@
 //! One device of the driver. Handles are the driver's pointers as numbers.
 //!
-//! Every call runs with the device's primary context, which other libraries of the process share, and leaves the
-//! thread's own current afterwards: PyTorch, for one, takes it for the thread's choice of a device. Threads of
-//! this crate keep it.
+//! Every call runs with the device's primary context, which other libraries of the process share, and leaves
+//! the thread's own current afterwards: PyTorch, for one, takes it for the thread's choice of a device.
+//! Threads of this crate keep it.
 
 #![allow(unsafe_code, reason = "calls into the driver")]
 
@@ -131,8 +131,8 @@ const fn event_of(event: RawEvent) -> sys::CUevent {
 }
 
 // In all of these: handles are the driver's own and were not destroyed, which the types that own them see to
-// (`Core`, `Event`, `DeviceBuffer`, `PinnedBytes`, `Runtime`). A handle of an external stream is kept alive by
-// whoever handed it in.
+// (`Core`, `Event`, `DeviceBuffer`, `PinnedBytes`, `Runtime`). A handle of an external stream is kept alive
+// by whoever handed it in.
 impl Device for Driver {
     fn backend(&self) -> Backend {
         Backend::Cuda
@@ -235,8 +235,8 @@ impl Device for Driver {
         props.maxSize = usize::try_from(bytes_max).unwrap_or(usize::MAX);
         // SAFETY: the structure lives until the call returns.
         let pool = self.call("cuMemPoolCreate", || unsafe { result::mem_pool::create(&raw const props) })?;
-        // What was freed is kept for the next allocation. A stream is not made to wait for another one so that
-        // it can have the other's memory.
+        // What was freed is kept for the next allocation. A stream is not made to wait for another one so
+        // that it can have the other's memory.
         let (mut threshold, mut off) = (bytes_max, 0_i32);
         let (threshold, off) = ((&raw mut threshold).cast(), (&raw mut off).cast());
         let configured = self.call("cuMemPoolSetAttribute", || {

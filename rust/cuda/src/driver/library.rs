@@ -1,6 +1,6 @@
-//! Finds the driver's library before cudarc looks for it, because cudarc panics where it finds none, and where a
-//! function is missing that is called. It loads by the same names in the same order, so that both have the same
-//! library.
+//! Finds the driver's library before cudarc looks for it, because cudarc panics where it finds none, and
+//! where a function is missing that is called. It loads by the same names in the same order, so that both
+//! have the same library.
 
 #![allow(unsafe_code, reason = "loading a library runs its initialisers")]
 

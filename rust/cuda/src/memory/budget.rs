@@ -10,8 +10,8 @@ pub const BUDGET_MB_DEFAULT: u64 = 256;
 const ENVIRONMENT: &str = "HEADRACE_POOL_MB_PER_STREAM";
 const MIB: u64 = 1 << 20;
 
-/// The budget of a stream in MiB that the environment asks for by `HEADRACE_POOL_MB_PER_STREAM`, else 256. For
-/// the outermost layer: the pool itself reads no environment.
+/// The budget of a stream in MiB that the environment asks for by `HEADRACE_POOL_MB_PER_STREAM`, else 256.
+/// For the outermost layer: the pool itself reads no environment.
 ///
 /// # Errors
 /// It is not a whole number above 0.
@@ -27,7 +27,8 @@ fn parse(value: Option<&str>) -> Result<u64, InvalidSetting> {
     value.parse().ok().filter(|mb| *mb > 0).ok_or(invalid)
 }
 
-/// What a pool may take of a device's memory, in bytes: `streams` of `mb_per_stream` MiB. At most [`u64::MAX`].
+/// What a pool may take of a device's memory, in bytes: `streams` of `mb_per_stream` MiB. At most
+/// [`u64::MAX`].
 #[must_use]
 pub const fn planned_pool_budget_bytes(streams: u64, mb_per_stream: u64) -> u64 {
     streams.saturating_mul(mb_per_stream).saturating_mul(MIB)

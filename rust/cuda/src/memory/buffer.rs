@@ -1,9 +1,9 @@
-//! Device memory in the order of streams: it may be used on every stream of its device, and goes back after its
-//! last use without anybody waiting for that.
+//! Device memory in the order of streams: it may be used on every stream of its device, and goes back after
+//! its last use without anybody waiting for that.
 //!
 //! A buffer remembers the last write and the last read on each stream, as events. Whoever uses it on another
-//! stream waits for those there; when it is dropped, its own stream waits for them and then frees it. Addresses
-//! are therefore not handed out again while anything that Headrace knows of uses them.
+//! stream waits for those there; when it is dropped, its own stream waits for them and then frees it.
+//! Addresses are therefore not handed out again while anything that Headrace knows of uses them.
 
 use std::fmt;
 use std::sync::Arc;
@@ -88,8 +88,8 @@ impl DeviceBuffer {
         self.inner.uses.lock().write.clone()
     }
 
-    /// Has a stream wait until what other streams do with the buffer has ended, before other code uses it there.
-    /// Follow it with [`record_use`](Self::record_use).
+    /// Has a stream wait until what other streams do with the buffer has ended, before other code uses it
+    /// there. Follow it with [`record_use`](Self::record_use).
     ///
     /// # Errors
     /// The stream's lease has ended, it is another device's, or as for [`Event::query`].
@@ -122,8 +122,8 @@ impl DeviceBuffer {
     /// Queues something on a stream that uses the buffer, behind what others do with it; the event that marks
     /// its end.
     ///
-    /// The lock is held throughout, so that no use gets between looking at the others and being remembered. No
-    /// callback takes it.
+    /// The lock is held throughout, so that no use gets between looking at the others and being remembered.
+    /// No callback takes it.
     pub(crate) fn using(
         &self,
         core: &Arc<Core>,
@@ -194,8 +194,8 @@ impl Inner {
 #[allow(unsafe_code, reason = "gives memory back")]
 fn free_now(core: &Core, address: u64) -> Result<(), CudaError> {
     let pooled = core.runtime.memory_pool.is_some();
-    // SAFETY: called once for each buffer, by its drop. With a pool, uses on other streams are ordered before;
-    // without one, the event behind them was reached.
+    // SAFETY: called once for each buffer, by its drop. With a pool, uses on other streams are ordered
+    // before; without one, the event behind them was reached.
     core.runtime.call(|device| unsafe { device.free(address, core.raw, pooled) })
 }
 

@@ -1,8 +1,8 @@
 //! Pinned host memory: what copies from and to a device go through, so that they run beside everything else.
 //! Pieces are used again by size, and are not write-combined, so that the host reads them at full speed.
 //!
-//! `unsafe` is allowed here. Invariant: a piece belongs to one [`PinnedBytes`] or to the free lists; a copy in
-//! flight owns the `PinnedBytes` until its event, so that neither its user nor a free list has it before.
+//! `unsafe` is allowed here. Invariant: a piece belongs to one [`PinnedBytes`] or to the free lists; a copy
+//! in flight owns the `PinnedBytes` until its event, so that neither its user nor a free list has it before.
 
 #![allow(unsafe_code, reason = "slices over memory that the driver allocates")]
 
@@ -63,8 +63,8 @@ impl Staging {
             Some(address) => address,
             None => {
                 let address = self.device.call(|device| device.allocate_host(capacity))?;
-                // SAFETY: the back end gives that many bytes that are nobody else's. A slice over them may only
-                // be made once they are initialised.
+                // SAFETY: the back end gives that many bytes that are nobody else's. A slice over them may
+                // only be made once they are initialised.
                 unsafe { ptr::write_bytes(address as *mut u8, 0, capacity) };
                 self.state.lock().allocated += capacity as u64;
                 address
@@ -127,8 +127,8 @@ impl PinnedBytes {
         self.address
     }
 
-    /// Keeps the memory from everybody for good: something may still write to it, and it is not known when that
-    /// ends.
+    /// Keeps the memory from everybody for good: something may still write to it, and it is not known when
+    /// that ends.
     pub(crate) fn leak(self) {
         let _ = ManuallyDrop::new(self);
     }

@@ -43,10 +43,11 @@ pub struct PoolSettings {
     pub budget_mb: u64,
     /// How completion is learned of, [`CompletionMode::Event`] by default.
     pub completion: CompletionMode,
-    /// How long a thread asks the driver without a pause before it blocks, 20 microseconds by default; at most
-    /// one second. With [`CompletionMode::HostFn`] it is of no effect.
+    /// How long a thread asks the driver without a pause before it blocks, 20 microseconds by default; at
+    /// most one second. With [`CompletionMode::HostFn`] it is of no effect.
     pub spin: Duration,
-    /// Pinned host memory that is kept for its next use, in MiB, 1024 by default. What is in use is not bounded.
+    /// Pinned host memory that is kept for its next use, in MiB, 1024 by default. What is in use is not
+    /// bounded.
     pub pinned_mb: u64,
 }
 

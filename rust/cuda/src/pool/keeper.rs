@@ -1,6 +1,6 @@
-//! The thread of a pool that knows the time: it refuses those in line whose time is over, and asks the driver now
-//! and then whether the device is lost, which a waiter would otherwise learn only from who has the streams. It
-//! runs while somebody waits, and a little longer.
+//! The thread of a pool that knows the time: it refuses those in line whose time is over, and asks the driver
+//! now and then whether the device is lost, which a waiter would otherwise learn only from who has the
+//! streams. It runs while somebody waits, and a little longer.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

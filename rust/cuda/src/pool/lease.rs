@@ -14,8 +14,8 @@ use super::waiter::Waiter;
 use crate::error::CudaError;
 use crate::stream::Stream;
 
-/// A stream on loan. Dropping it gives the stream back: what was queued on it runs to its end before the stream
-/// is lent again, and the dropping thread does not wait for that.
+/// A stream on loan. Dropping it gives the stream back: what was queued on it runs to its end before the
+/// stream is lent again, and the dropping thread does not wait for that.
 pub struct Lease {
     shared: Arc<Shared>,
     stream: Stream,

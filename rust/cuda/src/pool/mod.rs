@@ -1,9 +1,9 @@
 //! The pool: who may use which stream, and from when on.
 //!
-//! [`queue`] decides, as pure logic: who gets which stream, who waits, what happens when one comes back or cannot
-//! be created. [`shared`] is the lock around it and does what it says with the driver, outside of the lock.
-//! [`lease`] is what callers hold, [`waiter`] what they hold while they wait, [`keeper`] the thread that knows the
-//! time.
+//! [`queue`] decides, as pure logic: who gets which stream, who waits, what happens when one comes back or
+//! cannot be created. [`shared`] is the lock around it and does what it says with the driver, outside of the
+//! lock. [`lease`] is what callers hold, [`waiter`] what they hold while they wait, [`keeper`] the thread
+//! that knows the time.
 //!
 //! ```text
 //!                create               grant                     drop
@@ -78,8 +78,8 @@ impl StreamPool {
     /// preferred, else the one that was used last. The place in the line is taken when the future is first
     /// polled, and given up when it is dropped; a stream that was granted meanwhile goes to the next.
     ///
-    /// The future fails as [`try_lease`](Self::try_lease), except that it waits where nothing is free: at most
-    /// `timeout`, then it fails with [`CudaError::LeaseTimeout`]; without one, for as long as it takes.
+    /// The future fails as [`try_lease`](Self::try_lease), except that it waits where nothing is free: at
+    /// most `timeout`, then it fails with [`CudaError::LeaseTimeout`]; without one, for as long as it takes.
     pub fn lease(&self, key: Option<u64>, timeout: Option<Duration>) -> LeaseFuture {
         LeaseFuture::new(Arc::clone(&self.owner.shared), key, timeout)
     }
@@ -101,8 +101,8 @@ impl StreamPool {
         Stream { core: Core::new(&shared.runtime, 0, raw, kind, 0), lease: None }
     }
 
-    /// Refuses new leases and everybody who waits. The completion says when all streams have come back and are
-    /// done, or fails when the device is lost.
+    /// Refuses new leases and everybody who waits. The completion says when all streams have come back and
+    /// are done, or fails when the device is lost.
     pub fn close(&self) -> Completion {
         self.owner.shared.close()
     }

@@ -1,8 +1,8 @@
-//! Who gets which stream: first come, first served, as pure logic. No clock (times are numbers that the caller
-//! brings), no lock, no driver.
+//! Who gets which stream: first come, first served, as pure logic. No clock (times are numbers that the
+//! caller brings), no lock, no driver.
 //!
-//! Invariants: somebody waits only while no stream is idle and none can be created; a stream is in exactly one
-//! place of its life; whoever was refused, timed out or gave up is nowhere in it.
+//! Invariants: somebody waits only while no stream is idle and none can be created; a stream is in exactly
+//! one place of its life; whoever was refused, timed out or gave up is nowhere in it.
 
 use std::collections::VecDeque;
 

@@ -1,7 +1,8 @@
 //! The queue of a pool behind its lock, and what has to be done with the driver for it.
 //!
-//! Invariants: no call into the driver, no waker and no drop of a lease happens under the lock; an answer is put
-//! to its waiter under the lock, so that whoever gives up finds either the place in the line or the answer.
+//! Invariants: no call into the driver, no waker and no drop of a lease happens under the lock; an answer is
+//! put to its waiter under the lock, so that whoever gives up finds either the place in the line or the
+//! answer.
 
 use std::collections::HashMap;
 use std::fmt;

@@ -10,8 +10,8 @@ pub const WAIT_BOUNDS_US: [u64; 8] = [10, 100, 1_000, 10_000, 100_000, 1_000_000
 /// How long leases were waited for, those that were had at once included.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WaitTimes {
-    /// How many took at most as long as the bound of that index in [`WAIT_BOUNDS_US`], and longer than the one
-    /// before it.
+    /// How many took at most as long as the bound of that index in [`WAIT_BOUNDS_US`], and longer than the
+    /// one before it.
     pub counts: [u64; WAIT_BOUNDS_US.len() + 1],
     /// All of them together, in microseconds.
     pub sum_us: u64,

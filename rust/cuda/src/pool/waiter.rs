@@ -25,8 +25,8 @@ impl Waiter {
         Self { state: Mutex::new(State::Waiting(Some(waker))) }
     }
 
-    /// Gives the answer; whom to wake, which is not done here because a lock may be held. An answer that nobody
-    /// wants comes back.
+    /// Gives the answer; whom to wake, which is not done here because a lock may be held. An answer that
+    /// nobody wants comes back.
     pub(super) fn answer(
         &self,
         answer: Result<Lease, CudaError>,

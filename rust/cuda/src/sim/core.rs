@@ -1,7 +1,7 @@
 //! The state of a simulated device behind its lock, the clock, and the thread that calls host functions.
 //!
-//! `unsafe` is allowed here: copies touch host memory when their work ends, as a GPU would, so that memory which
-//! is used again too early shows in the bytes.
+//! `unsafe` is allowed here: copies touch host memory when their work ends, as a GPU would, so that memory
+//! which is used again too early shows in the bytes.
 
 #![allow(unsafe_code, reason = "bytes move when the simulated work ends, between raw addresses")]
 

@@ -1,9 +1,9 @@
 //! A device that is none: copies move bytes between host memory, kernels are spans of time, and a script says
-//! what fails. It is how the pool's logic is tested, and it is always visible as [`Backend::Sim`]: nothing that
-//! it measures says anything about a GPU.
+//! what fails. It is how the pool's logic is tested, and it is always visible as [`Backend::Sim`]: nothing
+//! that it measures says anything about a GPU.
 //!
-//! [`engine`] decides, without a lock or a clock, which work runs when; [`core`] is the lock, the clock and the
-//! thread for host functions around it, [`device`] the back end.
+//! [`engine`] decides, without a lock or a clock, which work runs when; [`core`] is the lock, the clock and
+//! the thread for host functions around it, [`device`] the back end.
 
 mod core;
 mod device;
