@@ -1,5 +1,5 @@
-"""What operators are given, the dashboard, the alert rules and the page about them, speaks of families, labels,
-words and settings that there are. `tests/tools/check_operations.sh` tries the expressions themselves.
+"""What operators are given, the dashboard, the alert rules and the page about them, speaks of families,
+labels, words and settings that there are. `tests/tools/check_operations.sh` tries the expressions themselves.
 """
 
 from __future__ import annotations
