@@ -40,9 +40,12 @@ impl BatchFunction<Vec<u8>, Lease> for Model {
         self.kernel.launch(lease, KERNEL_US)?;
         let results = lease.download(&buffer, 0, buffer.len())?;
         // The worker waits for its own results. Meanwhile others have batches on streams of their own.
-        results.completion().wait(None);
-        let bytes = results.take()?.unwrap_or_else(|| unreachable!("the copy has ended"));
-        Ok(bytes.chunks_exact(ITEM_BYTES).map(|item| Ok(u64::from(item[0]))).collect())
+        if let Some(Err(error)) = results.completion().wait(None) {
+            return Err(error);
+        }
+        let bytes = results.take()?;
+        let items = bytes.iter().flat_map(|bytes| bytes.chunks_exact(ITEM_BYTES));
+        Ok(items.map(|item| Ok(u64::from(item[0]))).collect())
     }
 }
 

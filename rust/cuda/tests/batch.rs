@@ -1,6 +1,8 @@
 //! A batcher of the runtime over the pool: each batch in flight on a stream of its own, copies beside
 //! kernels, and nobody told before the stream is done.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
 mod support;
 
 use std::sync::Arc;

@@ -1,6 +1,8 @@
 //! How the end of work is learned of, in each of the three ways: at once, in order, by everybody, and never
 //! lost.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
 mod support;
 
 use std::sync::Arc;

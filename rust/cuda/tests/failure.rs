@@ -1,5 +1,7 @@
 //! What happens when something fails: a call alone, or the device with everything on it.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
 mod support;
 
 use std::time::{Duration, Instant};

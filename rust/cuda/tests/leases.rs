@@ -1,5 +1,7 @@
 //! Who gets which stream, and when: fairness, cancellation at each point, draining, closing.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
 mod support;
 
 use std::time::Duration;

@@ -1,5 +1,7 @@
 //! Budgets, buffers and copies: nothing is used again before the stream has come past its last use.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
 mod support;
 
 use headrace_cuda::{

@@ -123,7 +123,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn never_more_than_the_limit_and_nothing_is_lost(steps in proptest::collection::vec((0_u8..3, 1_u64..60), 0..200)) {
+        fn never_more_than_the_limit_and_nothing_is_lost(
+            steps in proptest::collection::vec((0_u8..3, 1_u64..60), 0..200),
+        ) {
             let mut budget = Budget::new(100);
             let (mut live, mut freed) = (Vec::new(), Vec::new());
             for (step, bytes) in steps {

@@ -293,7 +293,10 @@ fn any_step() -> impl Strategy<Value = Step> {
 
 proptest! {
     #[test]
-    fn long_histories_agree_with_the_model(max in 1_usize..6, steps in proptest::collection::vec(any_step(), 0..300)) {
+    fn long_histories_agree_with_the_model(
+        max in 1_usize..6,
+        steps in proptest::collection::vec(any_step(), 0..300),
+    ) {
         let (mut queue, mut model) = (LeaseQueue::new(max), Model::new(max));
         for step in steps {
             model.step(&mut queue, step);

@@ -1,6 +1,7 @@
 //! What the tests of the pool share: a simulated device whose time stands still, and waiting for a state.
 
 #![allow(dead_code, reason = "each test binary uses its part")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 use std::future::Future;
 use std::pin::{Pin, pin};
