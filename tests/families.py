@@ -12,7 +12,9 @@ NAMES = ROOT / "rust" / "core" / "src" / "metrics" / "names.rs"
 AMBIENT = {"job", "instance", "worker_process"}
 """Labels that a family does not declare: Prometheus adds them, or the parent of worker processes."""
 
-_DECLARED = re.compile(r'= "(headrace_\w+)", (\w+), \w+, \[([^\]]*)\],\s*"((?:[^"\\]|\\.)*)";', re.DOTALL)
+_DECLARED = re.compile(
+    r'= "(headrace_\w+)",\s*(\w+),\s*\w+,\s*\[([^\]]*)\],\s*"((?:[^"\\]|\\.)*)";', re.DOTALL
+)
 # The function whose parenthesis stands right before it, the name, matchers, the range.
 _SELECTED = re.compile(r"(?:(\w+)\()?\b(headrace_\w+)(?:\{([^}]*)\})?(\[[^\]]+\])?")
 _GROUPED = re.compile(r"\b(by|without|on|ignoring|group_left|group_right)\s*\(([^)]*)\)\s*(?=(\()?)")
