@@ -4,6 +4,8 @@
 
 mod support;
 
+use std::cell::RefCell;
+
 use headrace_cuda::{
     CompletionMode, CudaError, Lease, OpenDevice, PoolSettings, SimCall, SimClock, SimFault, SimSettings,
     Simulation, StreamPool, When,
@@ -171,12 +173,15 @@ fn a_cancelled_copy_keeps_its_memory_until_it_has_ended() {
             .collect();
         assert!(pieces.iter().all(|piece| piece.address() != address));
         simulation.advance_us(200);
-        until("the pieces' return", || {
+        // What is taken is kept, so that whatever comes back is taken next.
+        let taken = RefCell::new(Vec::new());
+        until("the piece's return", || {
             // A stream stands at a host function until that has returned, and then goes on.
             simulation.advance_us(10);
-            // More than there are, so that the order in which they came back does not matter.
-            let free: Vec<_> = (0..8).map(|_| stream.pinned(4096).unwrap()).collect();
-            free.iter().any(|piece| piece.address() == address)
+            let piece = stream.pinned(4096).unwrap();
+            let is_back = piece.address() == address;
+            taken.borrow_mut().push(piece);
+            is_back
         });
         let mut check = Polled::new(stream.download(&buffer, 0, 4096).unwrap());
         until("the copy", || {

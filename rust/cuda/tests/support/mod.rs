@@ -41,7 +41,7 @@ pub(crate) fn until(what: &str, is_so: impl Fn() -> bool) {
     let begun = Instant::now();
     while !is_so() {
         assert!(begun.elapsed() < GUARD, "{what} did not come about");
-        thread::yield_now();
+        thread::sleep(Duration::from_micros(100));
     }
 }
 
