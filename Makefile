@@ -9,7 +9,7 @@ STAMPS := $(VENV)/.stamps
 SOURCES := Cargo.toml Cargo.lock pyproject.toml README.md LICENSE \
 	$(shell find rust python -type f \( -name '*.rs' -o -name '*.py' -o -name '*.pyi' -o -name '*.toml' \))
 
-.PHONY: help demo test test-rust test-model test-python test-examples check bench bench-peers bench-chart guard soak fuzz wheel wheel-abi3 clean
+.PHONY: help demo test test-rust test-model test-python test-examples check bench bench-peers bench-chart gpu gpu-wheels guard soak fuzz wheel wheel-abi3 clean
 
 help:
 	@echo "make demo    serve a real language model with two workers and stream from it, then classify files in batches"
@@ -17,6 +17,7 @@ help:
 	@echo "make check   formatters, linters, types, dependency rules"
 	@echo "make bench   the scenarios of benches/README.md, beside the pure-Python floor"
 	@echo "make bench-peers   the same beside Dynamo, gRPC, ZeroMQ, aiohttp and asyncio streams, which it installs"
+	@echo "make gpu     the tests that want a GPU, and the figures of CUDA streams; GPU_WHEELS=FOLDER on a machine without a registry"
 	@echo "make guard   count the instructions of the hot loops, and fail where one got slower (takes valgrind)"
 	@echo "make soak    the long tests"
 	@echo "make clean   remove what the others made"
@@ -120,6 +121,24 @@ bench-peers: $(STAMPS)/wheel-release $(STAMPS)/test-packages
 bench-chart: $(STAMPS)/venv
 	$(BIN)/python benches/python/peers.py install chart
 	build/peers/chart/bin/python benches/python/chart.py $(RESULTS) $(CHART)
+
+# Tests and figures that want a GPU. Such a machine may have another Python and no registry, so everything that it
+# needs can be made elsewhere (make gpu-wheels GPU_PYTHON=3.12) and carried there: make gpu GPU_WHEELS=FOLDER. It
+# runs in the interpreter that is there, for the sake of its PyTorch and CuPy; GPU_ARGS=--short proves the way.
+GPU_WHEELS ?= build/gpu/wheels
+GPU_PYTHON ?= 3.12
+
+$(GPU_WHEELS):
+	$(MAKE) gpu-wheels
+
+gpu-wheels: wheel-abi3 $(STAMPS)/venv
+	mkdir -p build/gpu/wheels
+	cp build/wheels/abi3/headrace-*.whl build/gpu/wheels/
+	$(BIN)/pip download --quiet --disable-pip-version-check --only-binary=:all: --python-version $(GPU_PYTHON) \
+		--dest build/gpu/wheels 'msgspec>=0.19' 'pytest>=8.4' 'pytest-asyncio>=1.4' 'uvloop>=0.21' 'numpy>=1.26'
+
+gpu: $(GPU_WHEELS)
+	$(PYTHON) benches/gpu/run.py --wheels $(GPU_WHEELS) $(GPU_ARGS)
 
 # make guard GUARD=record writes benches/guard/figures.json anew; GUARD='check --merge-base' ignores it.
 guard: $(STAMPS)/wheel-release $(STAMPS)/test-packages

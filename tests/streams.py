@@ -1,5 +1,5 @@
-"""What tests of CUDA streams share: the stand-in for the driver, programs that run with it in a process of their
-own, and pools that leave nothing behind.
+"""What tests of CUDA streams share: the stand-in for the driver, programs that run with it in a process of
+their own, and pools that leave nothing behind.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def library_folder(*, without: str = "") -> tempfile.TemporaryDirectory[str]:
     if without:
         name = without.encode()
         library = Path(FAKE_DRIVER).read_bytes()
-        assert library.count(b"\0" + name + b"\0") == 1
+        assert library.count(b"\0" + name + b"\0") >= 1
         # The loader finds functions by name, and nobody asks for this one.
         target.write_bytes(library.replace(b"\0" + name + b"\0", b"\0" + name[:-1] + b"_\0"))
     else:

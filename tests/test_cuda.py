@@ -45,7 +45,7 @@ def test_nothing_is_loaded_before_it_is_asked_for():
     code = """
 import headrace, headrace.cuda
 pool = headrace.cuda.StreamPool(backend="sim")
-assert not any(line.rstrip().endswith((".so", ".so.1")) and "libcuda" in line for line in open("/proc/self/maps"))
+assert not any("libcuda" in line for line in open("/proc/self/maps"))
 """
     assert run_script(code) == (0, "", "")
 
@@ -377,10 +377,10 @@ async def test_what_cannot_be_copied_is_refused_before_anything_is_done():
             stream.copy_to_host(buffer, b"four")
         with pytest.raises(ValueError, match="3 bytes"):
             stream.copy_to_host(buffer, bytearray(3))
-        for share in (buffer.__dlpack__, buffer.__dlpack_device__, lambda: buffer.__cuda_array_interface__):
+        for share in ("__dlpack__", "__dlpack_device__", "__cuda_array_interface__"):
             with pytest.raises(BufferError, match="simulated"):
-                share()
-        del buffer, share
+                getattr(buffer, share)()
+        del buffer
 
 
 @pytest.mark.asyncio

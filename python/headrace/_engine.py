@@ -195,6 +195,11 @@ class Runner:
         if self._batch_engine is not None:
             await self._batch_engine.start()
 
+    def watch(self, declare_unready: Callable[[str], None]) -> None:
+        """Have the worker told when the engine cannot work any more; only a batcher's says so."""
+        if self._batch_engine is not None:
+            self._batch_engine.watch(declare_unready)
+
     def start(self, request: Any, sink: Sink) -> None:
         """Begin to answer a request, on the loop of :meth:`attach`."""
         if self._threads is not None:

@@ -701,6 +701,9 @@ class StreamPool:
     def lost(self) -> BaseException | None:
         """The sticky error that was met, if one was."""
 
+    def wait_lost(self) -> CudaPending[BaseException]:
+        """An awaitable for the sticky error by which the device is lost; without one it waits for ever."""
+
     @property
     def closed(self) -> bool: ...
     def stats(self) -> Any:
@@ -733,7 +736,6 @@ class CudaLeasing:
 
 @final
 class CudaPending(Generic[_T]):
-    def __class_getitem__(cls, item: Any, /) -> GenericAlias: ...
     def __await__(self) -> Generator[Any, None, _T]: ...
     def __iter__(self) -> Self: ...
     def __next__(self) -> Any: ...
@@ -742,8 +744,8 @@ class CudaPending(Generic[_T]):
 
 @final
 class CudaDone(Generic[_T]):
-    def __class_getitem__(cls, item: Any, /) -> GenericAlias: ...
     def __await__(self) -> Generator[Any, None, _T]: ...
+    def __iter__(self) -> Self: ...
     def __next__(self) -> Any: ...
 
 @final
@@ -855,8 +857,8 @@ class Stream:
 
         Returns:
             An awaitable for `out`; without it for a read-only ``memoryview`` of pinned memory, in the shape
-            and type of what was copied to the device. ``numpy.asarray`` takes it without a copy. Pinned memory
-            is scarce: do not keep it for long.
+            and type of what was copied to the device. ``numpy.asarray`` takes it without a copy. Pinned
+            memory is scarce: do not keep it for long.
         """
 
     def spin(self, microseconds: int) -> None:
@@ -896,8 +898,8 @@ class DeviceBuffer:
     this package wait for each other where they must.
 
     Other libraries take it over by ``__dlpack__`` or ``__cuda_array_interface__``. Both have the consumer's
-    stream wait for what was written: DLPack's ``stream`` is -1 for none, ``None`` or 1 for the default stream,
-    2 for the thread's, or a handle.
+    stream wait for what was written: DLPack's ``stream`` is -1 for none, ``None`` or 1 for the default
+    stream, 2 for the thread's, or a handle.
     """
 
     @property

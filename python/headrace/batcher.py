@@ -191,6 +191,11 @@ class Batcher(Generic[T, R]):
         return self._work.kind is not Kind.FUNCTION
 
     @property
+    def stream_pool(self) -> StreamPool | None:
+        """What lends its batches streams, if anything does."""
+        return self._pool
+
+    @property
     def started(self) -> bool:
         """Whether it has been started; also true when it has been closed since."""
         return self._running is not None

@@ -46,7 +46,9 @@ class Worker:
 
     @property
     def unready_reason(self) -> str | None:
-        """Why it is not ready: it drains, or an engine is silent at its health check. ``None`` if it is."""
+        """Why it is not ready: it drains, an engine is silent at its health check, or the device of a
+        batcher's ``streams`` is lost. ``None`` if it is.
+        """
         return self._native.unready_reason
 
     def stats(self) -> dict[str, int]:
@@ -232,6 +234,8 @@ def serve(
         except BaseException:
             await _close(runners.values())
             raise
+        for runner in runners.values():
+            runner.watch(native.declare_unready)
         if native.unlisted is not None:
             warnings.warn(
                 f"routers cannot find this worker by themselves: {native.unlisted}; "

@@ -7,12 +7,13 @@ for: its router takes it elsewhere, or its caller is told ``Overloaded``.
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from headrace import errors
-from headrace._headrace import Context, Sink
+from headrace._headrace import Context, Sink, StreamPool
 from headrace.batcher import Batcher
 
 
@@ -26,6 +27,7 @@ class BatchEngine:
     def __init__(self, batcher: Batcher[Any, Any]) -> None:
         self._batcher = batcher
         self._is_ours = False
+        self._watching: asyncio.Task[None] | None = None
         self.streams = batcher.streams
         self.generate = self._stream if batcher.streams else self._submit
 
@@ -38,8 +40,20 @@ class BatchEngine:
         self._is_ours = not self._batcher.started
         await self._batcher.start()
 
+    def watch(self, declare_unready: Callable[[str], None]) -> None:
+        """Have the worker told when nothing that the batcher runs can work any more: its device is lost.
+
+        Args:
+            declare_unready: called with the reason.
+        """
+        pool = self._batcher.stream_pool
+        if pool is not None:
+            self._watching = asyncio.get_running_loop().create_task(_tell_lost(pool, declare_unready))
+
     async def stop(self) -> None:
         """Stop the batcher: no request needs it any more."""
+        if self._watching is not None:
+            self._watching.cancel()
         if self._is_ours:
             await self._batcher.aclose()
 
@@ -80,6 +94,10 @@ class BatchEngine:
         if left is not None and (bound is None or left < bound):
             terms["timeout"] = left
         return terms
+
+
+async def _tell_lost(pool: StreamPool, declare_unready: Callable[[str], None]) -> None:
+    declare_unready(str(await pool.wait_lost()))
 
 
 async def _items(stream: Any) -> AsyncIterator[Any]:

@@ -58,7 +58,7 @@ pub use self::kernel::{Kernel, SpinKernel};
 pub use self::memory::{
     BUDGET_MB_DEFAULT, DeviceBuffer, PinnedBytes, budget_mb_from_environment, planned_pool_budget_bytes,
 };
-pub use self::open::OpenDevice;
+pub use self::open::{LostHook, OpenDevice};
 pub use self::pool::{Lease, LeaseFuture, PoolSettings, PoolStats, Priority, StreamPool};
 pub use self::probe::{device_count, devices, unavailable_reason};
 pub use self::process::end_process;

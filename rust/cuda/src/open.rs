@@ -181,6 +181,15 @@ impl OpenDevice {
         }
     }
 
+    /// Has the function called once, when the device is lost or at once if it is, until what is returned is
+    /// dropped. The function must neither block nor call CUDA.
+    pub fn on_lost(&self, tell: impl FnOnce(&CudaError) + Send + 'static) -> LostHook {
+        let hook = Arc::new(Telling(Mutex::new(Some(Box::new(tell)))));
+        let known: Arc<dyn OnPoison> = Arc::clone(&hook) as _;
+        self.on_poison(&known);
+        LostHook { _hook: hook }
+    }
+
     /// An event, of those that were given back or a new one.
     pub(crate) fn take_event(&self, timing: bool) -> Result<RawEvent, CudaError> {
         self.check()?;
@@ -224,6 +233,31 @@ impl OpenDevice {
             self.shared.spare_streams.lock().push((priority, stream));
         } else {
             self.release(|device| device.destroy_stream(stream));
+        }
+    }
+}
+
+/// A function that is called when a device is lost, until this is dropped.
+#[must_use = "the function is not called once this is dropped"]
+pub struct LostHook {
+    _hook: Arc<Telling>,
+}
+
+impl fmt::Debug for LostHook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LostHook").finish_non_exhaustive()
+    }
+}
+
+type Tell = Box<dyn FnOnce(&CudaError) + Send>;
+
+struct Telling(Mutex<Option<Tell>>);
+
+impl OnPoison for Telling {
+    fn poisoned(&self, error: &CudaError) {
+        let tell = self.0.lock().take();
+        if let Some(tell) = tell {
+            tell(error);
         }
     }
 }

@@ -60,6 +60,11 @@ pub(crate) fn check_fork(py: Python<'_>) -> PyResult<()> {
     if is_forked() { Err(errors::forked(py)) } else { Ok(()) }
 }
 
+/// Whether the interpreter exits; hubs have been closed.
+pub(crate) fn is_exiting() -> bool {
+    EXITING.load(Ordering::Relaxed)
+}
+
 pub(crate) fn is_forked() -> bool {
     FORKED.load(Ordering::Relaxed)
 }

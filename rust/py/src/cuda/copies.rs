@@ -68,6 +68,8 @@ pub(super) fn to_host(
     let (pool, native) = stream.get().parts(py)?;
     let (source, layout) = buffer.parts(py)?;
     let bytes = source.len();
+    // Asked for first: what is begun without a loop would have nobody to tell.
+    pool.place.hub(py)?;
     let target = out.map(|out| target(&pool, out, bytes)).transpose()?;
     let download = staged(py, bytes, move || {
         let download = native.download(&source, 0, bytes);

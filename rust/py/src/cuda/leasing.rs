@@ -18,7 +18,7 @@ use crate::batch::blocking::detached;
 use crate::errors::cuda_error;
 use crate::ffi::raise_stop_iteration;
 use crate::response::thrown;
-use crate::runtime::check_process;
+use crate::runtime::{check_fork, is_exiting};
 
 /// How often a waiting thread looks for signals.
 const SIGNALS_TICK: Duration = Duration::from_millis(50);
@@ -127,7 +127,7 @@ impl Leasing {
 /// Waits for a future of the crate on the calling thread, without the interpreter.
 ///
 /// # Errors
-/// What it fails with; a signal's handler raised, or the interpreter exits.
+/// What it fails with, or a signal's handler raised.
 pub(super) fn wait_on_thread<T: Send>(
     py: Python<'_>,
     future: impl Future<Output = Result<T, CudaError>> + Send,
@@ -155,6 +155,14 @@ pub(super) fn wait_on_thread<T: Send>(
             return ended.map_err(|error| cuda_error(py, &error));
         }
         py.check_signals()?;
-        check_process(py)?;
+        check_fork(py)?;
+        if is_exiting() {
+            // Only daemon threads are left, and whatever this one did next would be cut short.
+            py.detach(|| {
+                loop {
+                    std::thread::park();
+                }
+            });
+        }
     }
 }

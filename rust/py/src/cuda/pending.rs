@@ -158,6 +158,10 @@ impl Done {
         slf
     }
 
+    fn __iter__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
     fn __next__(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
         raise_stop_iteration(self.0.clone_ref(py).into_bound(py))
     }

@@ -8,6 +8,7 @@ use headrace_cuda::{CudaError, SimCall, SimFault, Simulation, SpinKernel, When};
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyDict, PyList};
+use tokio::sync::oneshot;
 
 use super::leasing::{Leasing, wait_on_thread};
 use super::pending::{Done, LoopPlace, Made, Pending, Work};
@@ -207,6 +208,20 @@ impl StreamPool {
     #[getter]
     fn lost(&self, py: Python<'_>) -> PyResult<Option<PyErr>> {
         Ok(self.native(py)?.device().lost().map(|error| cuda_error(py, &error)))
+    }
+
+    /// Done when the device is lost, with the error.
+    fn wait_lost(&self, py: Python<'_>) -> PyResult<Pending> {
+        let (sender, lost) = oneshot::channel();
+        let device = self.native(py)?.device().clone();
+        let hook = py.detach(|| device.on_lost(move |error| drop(sender.send(error.clone()))));
+        let work: Work = Box::pin(async move {
+            // Without the hook nobody sends anything; it is taken back when nobody waits any more.
+            let error = lost.await.unwrap_or(CudaError::PoolClosed);
+            drop(hook);
+            Ok(Box::new(move |py: Python<'_>| Ok(cuda_error(py, &error).into_value(py).into_any())) as Made)
+        });
+        Pending::new(py, &self.pool.place, "this wait", work)
     }
 
     /// Counts at this moment.
