@@ -31,12 +31,12 @@ $(STAMPS)/venv:
 
 $(STAMPS)/test-packages: $(STAMPS)/venv
 	$(BIN)/pip install --quiet --disable-pip-version-check 'pytest>=8.4' 'pytest-asyncio>=1.4' 'uvloop>=0.21' \
-		'numpy>=1.26' 'hypothesis>=6' 'pyyaml>=6'
+		'numpy>=1.26' 'hypothesis>=6' 'pyyaml>=6' 'prometheus-client>=0.23'
 	@touch $@
 
 $(STAMPS)/lint-packages: $(STAMPS)/venv
 	$(BIN)/pip install --quiet --disable-pip-version-check 'ruff>=0.14' 'pyright[nodejs]>=1.1.400' \
-		'mypy>=1.18' 'numpy>=1.26'
+		'mypy>=1.18' 'numpy>=1.26' 'prometheus-client>=0.23'
 	@touch $@
 
 $(STAMPS)/demo-packages: $(STAMPS)/venv examples/requirements.txt

@@ -1,5 +1,6 @@
 """Headrace: call a Python engine in another process from asyncio and read its answers as a stream."""
 
+from headrace import metrics
 from headrace._batch.batch import DONE, SKIP, Batch, Ticket
 from headrace._batch.figures import BatchStats, Histogram
 from headrace._headrace import Call, Context, RequestStream, ResponseStream, UnaryCall, __version__
@@ -48,6 +49,7 @@ from headrace.worker import Worker, serve
 __all__ = [
     "serve",
     "run",
+    "metrics",
     "Worker",
     "Router",
     "Instance",

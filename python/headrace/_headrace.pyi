@@ -176,6 +176,7 @@ class RouterSettings:
         ping_timeout: float,
         slow_consumer_timeout: float | None,
         max_message_bytes: int,
+        metrics: str | None,
         token: str | None,
         insecure: bool,
     ) -> Self: ...
@@ -183,6 +184,8 @@ class RouterSettings:
 @final
 class Router:
     def __new__(cls, settings: RouterSettings, hub: LoopHub) -> Self: ...
+    @property
+    def metrics_address(self) -> str | None: ...
     @overload
     def call(
         self,
@@ -252,12 +255,15 @@ class WorkerSettings:
         streams_per_link: int,
         stream_window: int,
         discovery: str | bool | None,
+        metrics: str | None,
         token: str | None,
         insecure: bool,
     ) -> Self: ...
 
 @final
 class Worker:
+    @property
+    def metrics_address(self) -> str | None: ...
     @property
     def unlisted(self) -> str | None: ...
     @property
@@ -275,6 +281,16 @@ class Worker:
     def drain(self, timeout: float | None = None) -> Future[None]: ...
     def close(self) -> None: ...
     def wait_closed(self) -> Future[None]: ...
+
+@final
+class MergedPort:
+    def __new__(cls, address: str, insecure: bool, sockets: list[str]) -> Self: ...
+    @property
+    def address(self) -> str | None: ...
+    def close(self) -> None: ...
+
+def render_metrics() -> str: ...
+def metric_families() -> list[tuple[str, str, str, list[tuple[str, list[tuple[str, str]], float]]]]: ...
 
 @final
 class Sink:

@@ -39,7 +39,8 @@ def run(engine: Any, address: str = "127.0.0.1:0", *, workers: int = 1, **settin
         workers: how many processes serve, 1 to 1024; with 1, this one does. Others find their number,
             counted from 0, in the environment variable ``HEADRACE_WORKER_INDEX``.
         settings: every keyword of :func:`serve`. Worker processes take what JSON can say and what can be
-            imported by name.
+            imported by name. ``metrics`` is one port for all of them: this process opens it, asks them, and
+            tells them apart by the label ``worker_process``, their number.
 
     Raises:
         ValueError, TypeError, OSError: as :func:`serve`; ValueError also for an engine or a setting that
@@ -129,6 +130,8 @@ class _Printed:
             file=sys.stderr,
             flush=True,
         )
+        if serving.metrics_address is not None:
+            print(f"headrace: metrics and health at {serving.metrics_address}", file=sys.stderr, flush=True)
 
     def draining(self, serving: Worker, /) -> None:
         running = serving.stats()["running"] + serving.stats()["queued"]

@@ -4,7 +4,8 @@ and leaves none behind.
 Each process has a slot, with an address of its own, and each slot a keeper: a task that starts the slot's
 process again whenever it ends. A rolling restart takes a slot from its keeper for as long as it works on it,
 so exactly one of the two starts processes in a slot. The processes themselves outlive both; only ``_end_all``
-lets none of them live. Nothing of the native runtime is used here.
+lets none of them live. Of the native runtime nothing is used here but the port for metrics, which asks the
+processes by itself.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ import json
 import os
 import signal
 import sys
+import tempfile
 from collections import deque
 from collections.abc import Generator, Mapping
 from typing import Any
 
 from headrace._addresses import Addresses
+from headrace._headrace import MergedPort
 from headrace._target import UsageError, name_of
 from headrace._worker_process import Failure, WorkerProcess, say
 
@@ -105,15 +108,42 @@ def supervise(engines: str | dict[str, str], address: str, workers: int, setting
         WorkersFailed: they cannot serve.
         ValueError, TypeError, OSError: they refuse to.
     """
+    rest = dict(settings)
+    metrics: str | None = rest.pop("metrics", None)
     plan = {
         "engines": engines,
-        "settings": {name: _carried(name, value) for name, value in settings.items()},
+        "settings": {name: _carried(name, value) for name, value in rest.items()},
         "drain_s": float(settings.get("drain_timeout", _DRAIN_S)),
         "path": sys.path,
         "argv": sys.argv,
     }
-    with Addresses(address, workers) as addresses, asyncio.Runner() as runner:
-        runner.run(_Supervisor(addresses.each, plan).run())
+    with (
+        Addresses(address, workers) as addresses,
+        _metrics_port(metrics, workers, insecure=bool(rest.get("insecure", False))) as sockets,
+        asyncio.Runner() as runner,
+    ):
+        runner.run(_Supervisor(addresses.each, sockets, plan).run())
+
+
+@contextlib.contextmanager
+def _metrics_port(address: str | None, workers: int, *, insecure: bool) -> Generator[list[str]]:
+    """Open the port for metrics and health of all worker processes, if there shall be one.
+
+    Yields:
+        The Unix sockets at which they shall answer, one for each; none without a port.
+    """
+    if address is None:
+        yield []
+        return
+    # Only this user may look into it.
+    with tempfile.TemporaryDirectory(prefix="headrace-", ignore_cleanup_errors=True) as folder:
+        sockets = [os.path.join(folder, str(index)) for index in range(workers)]
+        port = MergedPort(address, insecure, sockets)
+        say(f"metrics and health at {port.address}")
+        try:
+            yield sockets
+        finally:
+            port.close()
 
 
 def _carried(name: str, value: Any) -> tuple[str, Any]:
@@ -132,8 +162,9 @@ def _carried(name: str, value: Any) -> tuple[str, Any]:
 
 
 class _Supervisor:
-    def __init__(self, addresses: list[str], plan: dict[str, Any]) -> None:
+    def __init__(self, addresses: list[str], metrics_sockets: list[str], plan: dict[str, Any]) -> None:
         self._plan = plan
+        self._metrics_sockets = metrics_sockets
         self._drain_s: float = plan["drain_s"]
         self._slots = [Slot(index, address) for index, address in enumerate(addresses)]
         self._restart = asyncio.Event()
@@ -239,7 +270,10 @@ class _Supervisor:
             await asyncio.sleep(pause_s)
 
     async def _start(self, slot: Slot, links: int = 0) -> WorkerProcess:
-        plan = {**self._plan, "address": slot.address, "links": links}
+        plan: dict[str, Any] = {**self._plan, "address": slot.address, "links": links}
+        if self._metrics_sockets:
+            socket = f"unix:{self._metrics_sockets[slot.index]}"
+            plan["settings"] = {**plan["settings"], "metrics": ("value", socket)}
         slot.process = await WorkerProcess.start(slot.index, self._name(slot), plan)
         return slot.process
 

@@ -45,6 +45,11 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--max-message-bytes", type=int, default=32 * 1024 * 1024, help="largest request and item"
     )
+    serve.add_argument(
+        "--metrics",
+        metavar="ADDRESS",
+        help="host:port where /metrics, /live and /ready answer over HTTP, for all workers together",
+    )
     serve.add_argument("--token-file", metavar="PATH", help="routers must present the token in this file")
     serve.add_argument(
         "--expose-tracebacks", action="store_true", help="tell callers the tracebacks of engines"
@@ -96,6 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             queue=options.queue,
             drain_timeout=options.drain_timeout,
             max_message_bytes=options.max_message_bytes,
+            metrics=options.metrics,
             token=_token(options.token_file),
             expose_tracebacks=options.expose_tracebacks,
             insecure=options.insecure,

@@ -90,8 +90,11 @@ class Router:
         ping_timeout: further seconds after which it is given up.
         slow_consumer_timeout: seconds that a caller may leave a full window unread. ``None`` for ever.
         max_message_bytes: largest request and item.
+        metrics: ``"host:port"`` or ``"unix:/path"`` where ``/metrics``, ``/live`` and ``/ready`` answer over
+            HTTP, shared with the workers and routers of this process that name the same address; opened when
+            the router connects. ``None`` for nowhere.
         token: presented to the workers.
-        insecure: allow addresses off loopback. Nothing on the wire is encrypted.
+        insecure: allow addresses off loopback, also for ``metrics``. Nothing on the wire is encrypted.
 
     Raises:
         ValueError: a setting or an address cannot be used; the message names it.
@@ -120,6 +123,7 @@ class Router:
         ping_timeout: float = 5.0,
         slow_consumer_timeout: float | None = 60.0,
         max_message_bytes: int = 32 * MIB,
+        metrics: str | None = None,
         token: str | None = None,
         insecure: bool = False,
     ) -> None:
@@ -138,6 +142,7 @@ class Router:
             ping_timeout=ping_timeout,
             slow_consumer_timeout=slow_consumer_timeout,
             max_message_bytes=max_message_bytes,
+            metrics=metrics,
             token=token,
             insecure=insecure,
         )
@@ -277,6 +282,11 @@ class Router:
             traceparent,
             True,
         )
+
+    @property
+    def metrics_address(self) -> str | None:
+        """Where metrics and health are told, with the real port; ``None`` if nowhere."""
+        return self._connected().metrics_address
 
     def instances(self) -> list[Instance]:
         """What is known of each worker."""

@@ -30,6 +30,11 @@ class Worker:
         return self._native.address
 
     @property
+    def metrics_address(self) -> str | None:
+        """Where metrics and health are told, with the real port; ``None`` if nowhere."""
+        return self._native.metrics_address
+
+    @property
     def instance_id(self) -> str:
         """Its identity, new for each worker: 16 hexadecimal digits."""
         return self._native.instance_id
@@ -132,6 +137,7 @@ def serve(
     streams_per_link: int = 65_536,
     stream_window: int = 256 * 1024,
     discovery: str | bool | None = None,
+    metrics: str | None = None,
     request_type: Any = None,
     expose_tracebacks: bool = False,
     token: str | None = None,
@@ -172,11 +178,14 @@ def serve(
             nowhere. The entry goes when the worker drains or closes, or its process ends in any way. When
             the user's directory cannot be used, a ``RuntimeWarning`` says why; with ``True``, or a directory
             that is named, that is an ``OSError``.
+        metrics: ``"host:port"`` or ``"unix:/path"`` where ``/metrics``, ``/live`` and ``/ready`` answer over
+            HTTP; port 0 lets the system choose, see :attr:`Worker.metrics_address`. All workers and routers
+            of this process that name the same address share it. ``None`` for nowhere.
         request_type: a type that requests, and the items of request streams, are decoded into (see
             ``Router(response_type=)``).
         expose_tracebacks: tell callers the traceback of an engine that raises.
         token: routers must present it.
-        insecure: allow addresses off loopback. Nothing on the wire is encrypted.
+        insecure: allow addresses off loopback, also for ``metrics``. Nothing on the wire is encrypted.
 
     Returns:
         Something to await for the :class:`Worker`, or to enter with ``async with``. The worker listens when
@@ -185,7 +194,8 @@ def serve(
     Raises:
         ValueError: a setting or the address cannot be used; the message names it.
         TypeError: an engine is none, or a health check cannot be encoded.
-        OSError: the system refuses to listen there, or ``discovery`` names a directory that cannot be used.
+        OSError: the system refuses to listen there or at ``metrics``, or ``discovery`` names a directory that
+            cannot be used.
         StartupError: a batcher did not start.
 
     Example:
@@ -214,6 +224,7 @@ def serve(
         streams_per_link=streams_per_link,
         stream_window=stream_window,
         discovery=discovery,
+        metrics=metrics,
         token=token,
         insecure=insecure,
     )

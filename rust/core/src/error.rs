@@ -256,8 +256,8 @@ pub enum StartError {
     },
     /// The system refused to listen there.
     #[error(
-        "metrics: cannot listen on {address}: {source}; the port is for this process alone, so give another one \
-         with metrics=, or port 0 for any"
+        "metrics: cannot listen on {address}: {source}; the port is for this process alone, so give another \
+         one with metrics=, or port 0 for any"
     )]
     MetricsBind {
         /// The address.

@@ -1,5 +1,5 @@
-//! Whether the process is of use, for whoever asks: what workers and routers report of themselves, and what else
-//! makes a process unfit. `port` tells it over HTTP.
+//! Whether the process is of use, for whoever asks: what workers and routers report of themselves, and what
+//! else makes a process unfit. `port` tells it over HTTP.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -45,8 +45,8 @@ const UNFIT_MAX: usize = 64;
 
 static UNFIT: Mutex<BTreeMap<String, String>> = Mutex::new(BTreeMap::new());
 
-/// Says that something the process works with has failed for good, such as a CUDA device whose context is lost:
-/// the process is not ready until [`set_fit`] takes it back.
+/// Says that something the process works with has failed for good, such as a CUDA device whose context is
+/// lost: the process is not ready until [`set_fit`] takes it back.
 pub fn set_unfit(what: &str, why: &str) {
     let mut unfit = UNFIT.lock();
     if unfit.len() < UNFIT_MAX || unfit.contains_key(what) {

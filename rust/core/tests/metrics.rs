@@ -1,5 +1,5 @@
-//! What the metrics say after runs of which everything is known. The numbers are the process's, so each test looks
-//! at what they rose by, or serves an endpoint of its own.
+//! What the metrics say after runs of which everything is known. The numbers are the process's, so each test
+//! looks at what they rose by, or serves an endpoint of its own.
 
 // Helpers are not inside a `#[test]`, so the lints take them for production code.
 #![allow(clippy::unwrap_used)]

@@ -1,5 +1,5 @@
-//! The port for metrics and health, over real sockets: what it says in every state that it is there for, and what
-//! it bears from whoever connects.
+//! The port for metrics and health, over real sockets: what it says in every state that it is there for, and
+//! what it bears from whoever connects.
 
 mod support;
 

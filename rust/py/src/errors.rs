@@ -98,7 +98,9 @@ fn class_of(kind: &CallErrorKind) -> &'static str {
 pub(crate) fn start_error(error: &StartError) -> PyErr {
     let message = error.to_string();
     let source = match error {
-        StartError::Bind { source, .. } | StartError::Discovery(DiscoveryError::Io { source, .. }) => source,
+        StartError::Bind { source, .. }
+        | StartError::MetricsBind { source, .. }
+        | StartError::Discovery(DiscoveryError::Io { source, .. }) => source,
         StartError::Discovery(_) => return PyOSError::new_err(message),
         _ => return PyValueError::new_err(message),
     };

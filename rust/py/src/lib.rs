@@ -11,6 +11,7 @@
 //! | [`cuda`] | streams of CUDA, what they are lent for, copies |
 //! | [`pushing`], [`pump`] | how items go out, how generators are driven |
 //! | [`payload`] | objects as bytes and back |
+//! | [`metrics`] | the numbers of the process, and where they are told |
 //! | [`errors`] | Rust errors as exceptions |
 //! | [`runtime`] | tokio's thread, fork, exit, the cold calls |
 //! | [`ffi`] | every raw call into CPython |
@@ -24,6 +25,7 @@ mod context;
 mod cuda;
 mod errors;
 mod ffi;
+mod metrics;
 mod payload;
 mod pump;
 mod pushing;
@@ -82,6 +84,8 @@ mod _headrace {
     };
     #[pymodule_export]
     use crate::cuda::stream::Stream;
+    #[pymodule_export]
+    use crate::metrics::{MergedPort, metric_families, render_metrics};
     #[pymodule_export]
     use crate::payload::Codec;
     #[pymodule_export]

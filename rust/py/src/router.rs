@@ -20,6 +20,7 @@ use crate::bridge::hub::{Closes, Hub};
 use crate::bridge::loop_hub::LoopHub;
 use crate::errors::start_error;
 use crate::ffi::ForkSafe;
+use crate::metrics::{HeldPort, PortSetting, address_of, held};
 use crate::payload::{Codec, is_stream, own};
 use crate::reading::{Feeding, PythonSide, Reading, Resume};
 use crate::response::{Call, UnaryCall};
@@ -31,6 +32,8 @@ use crate::runtime::{check_process, cold, handle};
 pub(crate) struct RouterSettings {
     places: Vec<Arc<dyn Discovery>>,
     config: RouterConfig,
+    /// Where it tells metrics and health, if it shall.
+    port: Option<PortSetting>,
 }
 
 /// Seconds as a duration, refusing what is none.
@@ -73,7 +76,7 @@ impl RouterSettings {
     #[new]
     #[pyo3(signature = (targets, *, namespace, policy, timeout, item_timeout, instance_timeout, retries,
         max_resume_bytes, stream_window, link_window, ping_interval, ping_timeout, slow_consumer_timeout, max_message_bytes,
-        token, insecure))]
+        metrics, token, insecure))]
     #[expect(clippy::too_many_arguments, reason = "they mirror the keywords of the Python class")]
     fn new(
         targets: Option<Vec<String>>,
@@ -90,6 +93,7 @@ impl RouterSettings {
         ping_timeout: f64,
         slow_consumer_timeout: Option<f64>,
         max_message_bytes: &Bound<'_, PyAny>,
+        metrics: Option<&str>,
         token: Option<String>,
         insecure: bool,
     ) -> PyResult<Self> {
@@ -113,7 +117,8 @@ impl RouterSettings {
             insecure,
         };
         config.check().map_err(|error| start_error(&error))?;
-        Ok(Self { places, config })
+        let port = PortSetting::parse(metrics, insecure)?;
+        Ok(Self { places, config, port })
     }
 }
 
@@ -197,11 +202,15 @@ fn entry<'py>(py: Python<'py>, info: &InstanceInfo) -> PyResult<Bound<'py, PyDic
 
 /// The core's router, closed with its loop, or when neither a router object nor a stream of it is left.
 #[derive(Debug)]
-pub(crate) struct RouterHandle(ForkSafe<Mutex<Option<CoreRouter>>>);
+pub(crate) struct RouterHandle {
+    router: ForkSafe<Mutex<Option<CoreRouter>>>,
+    port: HeldPort,
+}
 
 impl Closes for RouterHandle {
     fn close(&self) {
-        let router = self.0.lock().take();
+        let (router, port) = (self.router.lock().take(), self.port.lock().take());
+        drop(port);
         if let Some(router) = router {
             router.close();
         }
@@ -225,10 +234,18 @@ impl Router {
         let hub = Arc::clone(hub.hub());
         hub.check(py)?;
         let driver = Arc::new(HubDriver(Arc::clone(&hub)));
-        let router =
-            CoreRouter::discovering(settings.places.clone(), settings.config.clone(), handle(py)?, driver)
-                .map_err(|error| start_error(&error))?;
-        let owned = Arc::new(RouterHandle(ForkSafe::new(Mutex::new(Some(router)))));
+        let runtime = handle(py)?;
+        let (places, config) = (settings.places.clone(), settings.config.clone());
+        let port = settings.port.as_ref().map(|port| port.open(&runtime)).transpose();
+        let port = port.map_err(|error| start_error(&error))?;
+        let frozen_after = config.ping_interval;
+        let router = CoreRouter::discovering(places, config, runtime, driver);
+        let router = router.map_err(|error| start_error(&error))?;
+        if let Some(port) = &port {
+            port.watch(router.reports(), frozen_after);
+        }
+        let router = ForkSafe::new(Mutex::new(Some(router)));
+        let owned = Arc::new(RouterHandle { router, port: held(port) });
         let weak = Arc::downgrade(&owned);
         hub.close_with_loop(weak);
         let asks_python = matches!(settings.config.policy, Policy::Custom(_));
@@ -300,6 +317,12 @@ impl Router {
         })
     }
 
+    /// Where it tells metrics and health, if it does.
+    #[getter]
+    fn metrics_address(&self) -> Option<String> {
+        address_of(&self.owned.port)
+    }
+
     /// What is known of each instance, as dictionaries.
     fn instances<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
         let infos = self.with(py, CoreRouter::instances)?;
@@ -344,7 +367,7 @@ impl Router {
 impl Router {
     fn with<T>(&self, py: Python<'_>, look: impl FnOnce(&CoreRouter) -> T) -> PyResult<T> {
         check_process(py)?;
-        match &*self.owned.0.lock() {
+        match &*self.owned.router.lock() {
             Some(router) => Ok(look(router)),
             None => Err(pyo3::exceptions::PyRuntimeError::new_err("the router is closed")),
         }

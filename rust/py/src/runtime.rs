@@ -46,6 +46,11 @@ pub(crate) fn handle(py: Python<'_>) -> PyResult<Handle> {
     Ok(runtime.insert(started).handle().clone())
 }
 
+/// The runtime's handle, if it has been started.
+pub(crate) fn started() -> Option<Handle> {
+    RUNTIME.lock().as_ref().map(|runtime| runtime.handle().clone())
+}
+
 /// Refuses to go on in a forked child or while the interpreter exits.
 pub(crate) fn check_process(py: Python<'_>) -> PyResult<()> {
     check_fork(py)?;

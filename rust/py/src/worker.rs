@@ -3,20 +3,24 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use headrace::discovery::Directory;
+use headrace::port::Port;
 use headrace::wire::body::{Fault, FaultCode, Shape};
 use headrace::{Address, Engine, Item, Request, Responder, StartError, Worker as CoreWorker, WorkerConfig};
 use parking_lot::Mutex;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
+use tokio::runtime::Handle;
 
 use crate::bridge::driver::HubDriver;
 use crate::bridge::hub::{Closes, Event, Hub, Slot, Target};
 use crate::bridge::loop_hub::LoopHub;
 use crate::errors::start_error;
 use crate::ffi::ForkSafe;
+use crate::metrics::{HeldPort, PortSetting, address_of, held};
 use crate::payload::Codec;
 use crate::requests::RequestStream;
 use crate::router::{directory, seconds, whole};
@@ -159,10 +163,12 @@ enum Discover {
 
 /// A worker's settings, checked.
 #[pyclass(frozen, module = "headrace._headrace")]
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct WorkerSettings {
     address: Address,
     config: WorkerConfig,
+    /// Where it tells metrics and health, if it shall.
+    port: Option<PortSetting>,
     /// Where it is listed, and whether it was the caller who said so.
     place: Option<(Directory, bool)>,
 }
@@ -171,7 +177,8 @@ pub(crate) struct WorkerSettings {
 impl WorkerSettings {
     #[new]
     #[pyo3(signature = (address, *, namespace, concurrency, queue, drain_timeout, ping_interval, ping_timeout,
-        health_interval, health_timeout, max_message_bytes, streams_per_link, stream_window, discovery, token, insecure))]
+        health_interval, health_timeout, max_message_bytes, streams_per_link, stream_window, discovery, metrics, token,
+        insecure))]
     #[expect(clippy::too_many_arguments, reason = "they mirror the keywords of `serve`")]
     fn new(
         address: &str,
@@ -187,6 +194,7 @@ impl WorkerSettings {
         streams_per_link: &Bound<'_, PyAny>,
         stream_window: &Bound<'_, PyAny>,
         discovery: Option<Discover>,
+        metrics: Option<&str>,
         token: Option<String>,
         insecure: bool,
     ) -> PyResult<Self> {
@@ -218,7 +226,8 @@ impl WorkerSettings {
         let address: Address =
             address.parse().map_err(|error: headrace::address::AddressError| start_error(&error.into()))?;
         address.check(insecure).map_err(|error| start_error(&error.into()))?;
-        Ok(Self { address, config, place })
+        let port = PortSetting::parse(metrics, insecure)?;
+        Ok(Self { address, config, port, place })
     }
 }
 
@@ -228,11 +237,14 @@ struct Owned {
     hub: Arc<Hub>,
     slots: Vec<Slot>,
     closed: AtomicU64,
+    port: HeldPort,
 }
 
 impl Closes for Owned {
     fn close(&self) {
         self.worker.close();
+        let port = self.port.lock().take();
+        drop(port);
         if self.closed.swap(1, Ordering::Relaxed) == 0 {
             self.slots.iter().for_each(|slot| self.hub.remove_target(*slot));
         }
@@ -259,6 +271,7 @@ pub(crate) struct Worker {
 struct Bind {
     result: Result<CoreWorker, StartError>,
     unlisted: Option<String>,
+    port: HeldPort,
     hub: Arc<Hub>,
     slots: Vec<Slot>,
     engines: Vec<Py<EngineSlot>>,
@@ -270,7 +283,7 @@ impl<'py> IntoPyObject<'py> for Bind {
     type Error = PyErr;
 
     fn into_pyobject(self, py: Python<'py>) -> PyResult<Self::Output> {
-        let Self { result, unlisted, hub, slots, engines } = self;
+        let Self { result, unlisted, port, hub, slots, engines } = self;
         let worker = match result {
             Ok(worker) => worker,
             Err(error) => {
@@ -282,7 +295,8 @@ impl<'py> IntoPyObject<'py> for Bind {
             *engine.get().instance_id.lock() = worker.instance_id().into();
         }
         let closed = AtomicU64::new(0);
-        let owned = Arc::new(Owned { worker: ForkSafe::new(worker), hub: Arc::clone(&hub), slots, closed });
+        let worker = ForkSafe::new(worker);
+        let owned = Arc::new(Owned { worker, hub: Arc::clone(&hub), slots, closed, port });
         let weak = Arc::downgrade(&owned);
         hub.close_with_loop(weak);
         Bound::new(py, Worker { owned, unlisted })
@@ -319,18 +333,42 @@ pub(crate) fn bind<'py>(
         kept.push(engine);
     }
     let driver = Arc::new(HubDriver(Arc::clone(&hub)));
-    let (address, config, place) =
-        (settings.address.clone(), settings.config.clone(), settings.place.clone());
+    let WorkerSettings { address, config, port, place } = settings.clone();
     let event_loop = hub.event_loop(py)?;
     let inner = Arc::clone(&hub);
     cold(&event_loop, &hub, async move {
-        let bound = CoreWorker::bind(&address, served, config, runtime, driver).await;
+        let frozen_after = config.ping_interval;
+        let bound = CoreWorker::bind(&address, served, config, runtime.clone(), driver).await;
+        let (bound, port) = match (bound, port) {
+            (Ok(worker), Some(port)) => watched(worker, &port, frozen_after, &runtime),
+            (bound, _) => (bound, None),
+        };
         let (result, unlisted) = match (bound, place) {
             (Ok(worker), Some((place, asked))) => list(worker, place, asked).await,
             (bound, _) => (bound, None),
         };
-        Ok(Bind { result, unlisted, hub: inner, slots, engines: kept })
+        let port = held(port.filter(|_| result.is_ok()));
+        Ok(Bind { result, unlisted, port, hub: inner, slots, engines: kept })
     })
+}
+
+/// Opens a worker's port, or closes the worker.
+fn watched(
+    worker: CoreWorker,
+    port: &PortSetting,
+    frozen_after: Duration,
+    runtime: &Handle,
+) -> (Result<CoreWorker, StartError>, Option<Arc<Port>>) {
+    match port.open(runtime) {
+        Ok(port) => {
+            port.watch(worker.reports(), frozen_after);
+            (Ok(worker), Some(port))
+        }
+        Err(error) => {
+            worker.close();
+            (Err(error), None)
+        }
+    }
 }
 
 /// Lists a worker. Where that fails and nobody has asked for it, the worker serves all the same.
@@ -361,6 +399,12 @@ impl Worker {
     #[getter]
     fn address(&self) -> String {
         self.owned.worker.address().to_string()
+    }
+
+    /// Where it tells metrics and health, if it does.
+    #[getter]
+    fn metrics_address(&self) -> Option<String> {
+        address_of(&self.owned.port)
     }
 
     /// Its identity.
@@ -414,9 +458,12 @@ impl Worker {
     fn drain<'py>(&self, py: Python<'py>, timeout: Option<f64>) -> PyResult<Bound<'py, PyAny>> {
         check_process(py)?;
         let timeout = timeout.map(|timeout| seconds("timeout", timeout)).transpose()?;
-        let worker = (*self.owned.worker).clone();
+        let (worker, port) = ((*self.owned.worker).clone(), Arc::clone(&self.owned.port));
         cold(&self.owned.hub.event_loop(py)?, &self.owned.hub, async move {
             worker.drain(timeout).await;
+            // Until now it has told that the worker drains.
+            let port = port.lock().take();
+            drop(port);
             Ok(())
         })
     }

@@ -1,5 +1,5 @@
-//! How far the peer's clock is from ours, by the stamps of PING and PONG. One round trip is wrong by up to half of
-//! itself, and a busy loop makes it long; of the last few the shortest is believed.
+//! How far the peer's clock is from ours, by the stamps of PING and PONG. One round trip is wrong by up to
+//! half of itself, and a busy loop makes it long; of the last few the shortest is believed.
 
 use std::sync::atomic::Ordering;
 
@@ -14,8 +14,8 @@ impl Link {
         self.last_heard_ns.load(Ordering::Relaxed)
     }
 
-    /// What a message that arrived just now has taken, by its sender's clock; `None` until that is known. A stamp
-    /// that makes no sense is cut to the link's age.
+    /// What a message that arrived just now has taken, by its sender's clock; `None` until that is known. A
+    /// stamp that makes no sense is cut to the link's age.
     pub(crate) fn transit_ns(&self, sent_ns: u64) -> Option<u64> {
         let offset_ns = self.clock_offset_ns.load(Ordering::Relaxed);
         if offset_ns == OFFSET_UNKNOWN {
@@ -39,8 +39,8 @@ pub(super) struct ClockFilter {
 }
 
 impl ClockFilter {
-    /// Takes in a round trip: PING left at `sent_ns` and PONG came at `now_ns` by our clock, and the peer answered
-    /// at `theirs_ns` by its own. Returns the peer's clock minus ours.
+    /// Takes in a round trip: PING left at `sent_ns` and PONG came at `now_ns` by our clock, and the peer
+    /// answered at `theirs_ns` by its own. Returns the peer's clock minus ours.
     pub(super) fn take(&mut self, sent_ns: u64, theirs_ns: u64, now_ns: u64) -> i64 {
         let took_ns = now_ns.saturating_sub(sent_ns);
         let middle_ns = sent_ns.min(now_ns) + took_ns / 2;

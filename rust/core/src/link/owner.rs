@@ -1,4 +1,5 @@
-//! Whoever a link belongs to (a worker, a router, or a worker that checks itself), and what it decides about it.
+//! Whoever a link belongs to (a worker, a router, or a worker that checks itself), and what it decides about
+//! it.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! What batchers count, by name. The numbers are the batchers' own ([`BatchStats`]); those of batchers that are
-//! gone are kept, so that no counter ever falls.
+//! What batchers count, by name. The numbers are the batchers' own ([`BatchStats`]); those of batchers that
+//! are gone are kept, so that no counter ever falls.
 
 use std::sync::Weak;
 

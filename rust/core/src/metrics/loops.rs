@@ -1,5 +1,5 @@
-//! Whether event loops turn. While metrics are read, each loop is asked for a turn every half second, by what it
-//! is always woken with; how long that takes is its lag, and one that does not answer is blocked.
+//! Whether event loops turn. While metrics are read, each loop is asked for a turn every half second, by what
+//! it is always woken with; how long that takes is its lag, and one that does not answer is blocked.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};

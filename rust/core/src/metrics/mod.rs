@@ -9,9 +9,9 @@
 //! | [`loops`] | whether event loops turn |
 //! | this one | the process's registry, and its text |
 //!
-//! All numbers are the process's: two workers that serve one endpoint are one series. Nothing is computed before
-//! somebody scrapes. A crate or binding with numbers of its own (a CUDA pool) declares its families in [`names`]
-//! and [`register`]s a source.
+//! All numbers are the process's: two workers that serve one endpoint are one series. Nothing is computed
+//! before somebody scrapes. A crate or binding with numbers of its own (a CUDA pool) declares its families in
+//! [`names`] and [`register`]s a source.
 
 pub(crate) mod batch;
 pub(crate) mod link;
@@ -122,5 +122,6 @@ mod tests {
         for family in [&names::BUILD_INFO, &names::ROUTER_QUEUE, &names::LINK_SENT_BYTES, &names::LOOP_LAG] {
             assert!(text.contains(&format!("# HELP {} {}\n", family.name, family.help)), "{text}");
         }
+        assert!(text.contains("headrace_router_queue_seconds_bucket{le=\"+Inf\"} "), "{text}");
     }
 }

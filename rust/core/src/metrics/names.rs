@@ -1,9 +1,10 @@
-//! Every family of metrics: its name, what it counts, in which unit, by which labels. Names, labels and meanings
-//! are what dashboards are built on, so one that has been released is never changed.
+//! Every family of metrics: its name, what it counts, in which unit, by which labels. Names, labels and
+//! meanings are what dashboards are built on, so one that has been released is never changed.
 //!
-//! A label is either a *word* of a fixed set (a reason, a side) or a *name* that somebody chose (an endpoint that
-//! this process serves, a batcher, a device). Of names there are at most [`NAMES_MAX`] in each family; what comes
-//! later is counted under [`OVERFLOW`]. No label ever holds a request id, an address, or anything a peer sent.
+//! A label is either a *word* of a fixed set (a reason, a side) or a *name* that somebody chose (an endpoint
+//! that this process serves, a batcher, a device). Of names there are at most [`NAMES_MAX`] in each family;
+//! what comes later is counted under [`OVERFLOW`]. No label ever holds a request id, an address, or anything
+//! a peer sent.
 
 /// Most names of one label, in one process. A worker has at most 128 endpoints.
 pub const NAMES_MAX: usize = 128;
@@ -11,8 +12,8 @@ pub const NAMES_MAX: usize = 128;
 /// The name under which those beyond [`NAMES_MAX`] are counted together.
 pub const OVERFLOW: &str = "_overflow";
 
-/// Upper bounds of histograms of time in seconds: from what a call on one machine takes to the longest deadline
-/// that is usual. Batchers have their own, powers of two from 1 us to 134 s.
+/// Upper bounds of histograms of time in seconds: from what a call on one machine takes to the longest
+/// deadline that is usual. Batchers have their own, powers of two from 1 us to 134 s.
 pub const TIME_BOUNDS_S: [f64; TIME_BOUNDS] = [
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
     30.0, 60.0, 120.0, 300.0, 600.0,
@@ -86,34 +87,38 @@ families! {
         "From a request's arrival until its engine has ended, waiting for a place included.";
     WORKER_QUEUE = "headrace_worker_queue_seconds", Histogram, Seconds, ["endpoint"],
         "How long an accepted request waited for a place; 0 for one that found one at once.";
-    WORKER_FIRST_RESPONSE = "headrace_worker_time_to_first_response_seconds", Histogram, Seconds, ["endpoint"],
+    WORKER_FIRST_RESPONSE = "headrace_worker_time_to_first_response_seconds", Histogram, Seconds,
+        ["endpoint"],
         "From a request's arrival until its engine pushed the first item.";
     WORKER_TRANSIT = "headrace_worker_network_transit_seconds", Histogram, Seconds, ["endpoint"],
-        "From the moment a router sent a request until it arrived: receive time minus send time minus the link's \
-         clock offset. Both times are of monotonic clocks, and the offset is estimated from the stamps of PING and \
-         PONG, so that no two wall clocks are trusted; what the two directions differ by is not seen. The first \
-         requests of a link, before the offset is known, are not in it.";
+        "From the moment a router sent a request until it arrived: receive time minus send time minus the \
+         link's clock offset. Both times are of monotonic clocks, and the offset is estimated from the \
+         stamps of PING and PONG, so that no two wall clocks are trusted; what the two directions differ by \
+         is not seen. The first requests of a link, before the offset is known, are not in it.";
     WORKER_INFLIGHT = "headrace_worker_inflight_requests", Gauge, Count, ["endpoint"],
         "Requests that an engine has.";
     WORKER_QUEUED = "headrace_worker_queued_requests", Gauge, Count, ["endpoint"],
         "Accepted requests that wait for a place.";
     WORKER_REQUEST_BYTES = "headrace_worker_request_bytes_total", Counter, Bytes, ["endpoint"],
-        "Bytes of the payloads of accepted requests, and of those items of request streams that engines took.";
+        "Bytes of the payloads of accepted requests, and of those items of request streams that engines \
+         took.";
     WORKER_RESPONSE_BYTES = "headrace_worker_response_bytes_total", Counter, Bytes, ["endpoint"],
         "Bytes of the items that engines pushed, counted when the request ends.";
     WORKER_RESPONSE_ITEMS = "headrace_worker_response_items_total", Counter, Count, ["endpoint"],
         "Items that engines pushed, counted when the request ends.";
     WORKER_ERRORS = "headrace_worker_errors_total", Counter, Count, ["endpoint", "error_type"],
-        "Accepted requests that ended with an error. A cancelled request is none. deserialization: the request \
-         cannot be decoded; generate: the engine failed; refused: it had no room; serialization: an item cannot be encoded; too_large: an \
-         item is over the limit; response_stream, publish_response, publish_final: the link was lost before the \
-         response was begun, during it, before its end; deadline, item_timeout, slow_consumer: the call's time \
-         was over; request_stream: items of its request held too much memory; shutdown: the worker closed. And \
-         invalid_message, without an endpoint: a router broke the protocol, and its link was closed.";
+        "Accepted requests that ended with an error. A cancelled request is none. deserialization: the \
+         request cannot be decoded; generate: the engine failed; refused: it had no room; serialization: an \
+         item cannot be encoded; too_large: an item is over the limit; response_stream, publish_response, \
+         publish_final: the link was lost before the response was begun, during it, before its end; deadline, \
+         item_timeout, slow_consumer: the call's time was over; request_stream: items of its request held too \
+         much memory; shutdown: the worker closed. And invalid_message, without an endpoint: a router broke \
+         the protocol, and its link was closed.";
     WORKER_CANCELLATION = "headrace_worker_cancellation_total", Counter, Count, ["endpoint"],
         "Accepted requests that their callers cancelled, closed or left. They are no errors.";
     WORKER_REJECTIONS = "headrace_worker_rejections_total", Counter, Count, ["endpoint", "reason"],
-        "Requests that were refused. The endpoint is empty where the request names none that is served here.";
+        "Requests that were refused. The endpoint is empty where the request names none that is served \
+         here.";
     WORKER_READY = "headrace_worker_ready_workers", Gauge, Count, [],
         "Workers of this process that take requests: they do not drain, and their engines answer.";
     WORKER_CONCURRENCY = "headrace_worker_concurrency_limit", Gauge, Count, [],
@@ -121,7 +126,8 @@ families! {
     WORKER_QUEUE_LIMIT = "headrace_worker_queue_limit", Gauge, Count, [],
         "Requests that may wait at the workers of this process.";
     WORKER_PROCESS_UP = "headrace_worker_process_up", Gauge, Count, ["worker_process"],
-        "Whether a worker process answered the scrape: 1 or 0. Told by the parent of worker processes alone.";
+        "Whether a worker process answered the scrape: 1 or 0. Told by the parent of worker processes \
+         alone.";
 
     // --- router ---
     ROUTER_REQUESTS = "headrace_router_requests_total", Counter, Count, [],
@@ -142,9 +148,10 @@ families! {
     ROUTER_CANCELLATION = "headrace_router_cancellation_total", Counter, Count, [],
         "Calls and streams that their callers cancelled, closed or left before the end. They are no errors.";
     ROUTER_RETRIES = "headrace_router_retries_total", Counter, Count, ["reason"],
-        "Further attempts, by what ended the one before. overloaded, draining, no_such_endpoint: it was refused; \
-         unsent: its link was lost before it can have run; lost: it may have run, and the call permits to run it \
-         again; shutdown: the worker closed; resumed: its stream was lost, and goes on elsewhere.";
+        "Further attempts, by what ended the one before. overloaded, draining, no_such_endpoint: it was \
+         refused; unsent: its link was lost before it can have run; lost: it may have run, and the call \
+         permits to run it again; shutdown: the worker closed; resumed: its stream was lost, and goes on \
+         elsewhere.";
     ROUTER_EJECTIONS = "headrace_router_ejections_total", Counter, Count, [],
         "Times that a worker was taken out of the choice because its link kept being lost under calls.";
     ROUTER_INSTANCES = "headrace_router_instances", Gauge, Count, ["state"],
@@ -166,8 +173,8 @@ families! {
     LINK_STREAMS = "headrace_link_open_streams", Gauge, Count, ["side"],
         "Streams that are open on all links.";
     LINK_ROUND_TRIP = "headrace_link_round_trip_seconds", Histogram, Seconds, ["side"],
-        "From PING to PONG, by a monotonic clock. A worker sends PING as a link opens and every ping_interval; a \
-         router when the link is silent for that long.";
+        "From PING to PONG, by a monotonic clock. A worker sends PING as a link opens and every \
+         ping_interval; a router when the link is silent for that long.";
     LINK_CLOCK_OFFSET = "headrace_link_clock_offset_seconds", Gauge, Seconds, ["side"],
         "The peer's monotonic clock minus the own one, as PING and PONG found it last on any link; it means \
          something only by its changes.";
@@ -252,8 +259,9 @@ families! {
 
     // --- the process ---
     LOOP_LAG = "headrace_loop_lag_seconds", Histogram, Seconds, [],
-        "How long an event loop took to have a turn when it was asked for one, every half second while metrics \
-         are read. A loop that is blocked is in it once it goes on; until then see headrace_loop_blocked_seconds.";
+        "How long an event loop took to have a turn when it was asked for one, every half second while \
+         metrics are read. A loop that is blocked is in it once it goes on; until then see \
+         headrace_loop_blocked_seconds.";
     LOOP_BLOCKED = "headrace_loop_blocked_seconds", Gauge, Seconds, [],
         "For how long the event loop that is worst off has not had the turn that it was asked for.";
     BUILD_INFO = "headrace_build_info", Gauge, Count, ["version"],

@@ -1,5 +1,5 @@
-//! What routers count, all of a process together: what they would be told apart by, endpoints and addresses, comes
-//! from outside.
+//! What routers count, all of a process together: what they would be told apart by, endpoints and addresses,
+//! comes from outside.
 
 use super::names;
 use super::numbers::{Counter, PerWord, TimeHistogram, Word};

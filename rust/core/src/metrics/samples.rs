@@ -1,4 +1,5 @@
-//! From numbers to families as `prometheus` has them: sources put in what they have, under a family of the table.
+//! From numbers to families as `prometheus` has them: sources put in what they have, under a family of the
+//! table.
 
 use std::collections::BTreeMap;
 
@@ -14,8 +15,8 @@ pub trait Source: Send + Sync {
     fn collect(&self, samples: &mut Samples);
 }
 
-/// Values of all families at one moment. What has the same labels is added up: two batchers of one name are one
-/// series.
+/// Values of all families at one moment. What has the same labels is added up: two batchers of one name are
+/// one series.
 #[derive(Debug, Default)]
 pub struct Samples {
     families: BTreeMap<&'static str, Collected>,
@@ -138,7 +139,9 @@ fn metric(family: &Family, values: Vec<String>, value: Value) -> Metric {
                 bucket.set_cumulative_count(count);
                 bucket
             };
-            histogram.set_bucket(buckets.into_iter().map(bucket).collect());
+            // The last one is what the encoder adds by itself, in Prometheus' own words.
+            let finite = buckets.into_iter().filter(|(bound, _): &(f64, u64)| bound.is_finite());
+            histogram.set_bucket(finite.map(bucket).collect());
             metric.set_histogram(histogram);
         }
     }

@@ -110,7 +110,8 @@ impl Site for Answers {
             match page {
                 Page::Live => self.live(),
                 Page::Ready => self.ready(),
-                // With many series it takes milliseconds, and whoever looks after links must not wait for that.
+                // With many series it takes milliseconds, and whoever looks after links must not wait for
+                // that.
                 Page::Metrics => {
                     Answer::metrics(tokio::task::spawn_blocking(render).await.unwrap_or_default())
                 }

@@ -1,5 +1,6 @@
-//! HTTP/1.1 as little as it takes: one request for each connection, no bodies. What a peer can hold is bounded: so
-//! many connections, so many bytes of a request, so long a time. Whatever it sends costs its own connection alone.
+//! HTTP/1.1 as little as it takes: one request for each connection, no bodies. What a peer can hold is
+//! bounded: so many connections, so many bytes of a request, so long a time. Whatever it sends costs its own
+//! connection alone.
 
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};

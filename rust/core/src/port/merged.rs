@@ -1,4 +1,5 @@
-//! What the parent of worker processes answers: all of them are one scrape, and it is ready if one of them is.
+//! What the parent of worker processes answers: all of them are one scrape, and it is ready if one of them
+//! is.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -100,8 +101,8 @@ fn label(body: &mut String, line: &str, number: usize) {
     };
 }
 
-/// A process that is not there is started again, so it is no reason to end the parent; one that does not answer
-/// is.
+/// A process that is not there is started again, so it is no reason to end the parent; one that does not
+/// answer is.
 fn live(answers: &[Answered]) -> Answer {
     let dead = |(_, answer): &(usize, &Answered)| matches!(answer, Ok((false, _)) | Err(Silence::Mute));
     let reasons: Vec<_> = answers.iter().enumerate().filter(dead).flat_map(reasons).collect();
@@ -159,7 +160,8 @@ mod tests {
     #[test]
     fn families_are_merged_and_series_told_apart() {
         let one = text(
-            "# HELP a_total A.\n# TYPE a_total counter\na_total 1\n# HELP b B {x}.\n# TYPE b gauge\nb{c=\"} {\"} 2\n",
+            "# HELP a_total A.\n# TYPE a_total counter\na_total 1\n\
+             # HELP b B {x}.\n# TYPE b gauge\nb{c=\"} {\"} 2\n",
         );
         let two = text("# HELP a_total A.\n# TYPE a_total counter\na_total 3\n");
         let merged = merge(&[one, two, Err(Silence::Absent)]);

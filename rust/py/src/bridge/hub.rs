@@ -22,7 +22,7 @@ use pyo3::prelude::*;
 use slab::Slab;
 
 pub(crate) use super::event::{Event, Slot, Target};
-use super::loop_hub::LoopHub;
+use super::loop_hub::{LoopHub, name_of_loop};
 use super::parking::Parking;
 use super::reader::LinkReader;
 use super::waiter::Waiter;
@@ -70,6 +70,8 @@ pub(crate) struct Hub {
     pub(super) flush_scheduled: AtomicBool,
     turns: AtomicU64,
     thread: ThreadId,
+    /// What an operator knows the loop by.
+    pub(super) name: String,
     pub(super) event_loop: Py<PyAny>,
     /// A future of the loop that is done, with the result `None`; see [`Waiter::complete`].
     pub(super) done: Py<PyAny>,
@@ -109,6 +111,7 @@ impl Hub {
             flush_scheduled: AtomicBool::new(false),
             turns: AtomicU64::new(0),
             thread: this_thread(),
+            name: name_of_loop(py)?,
             event_loop,
             loop_side: Mutex::new(None),
             closed: AtomicBool::new(false),

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use headrace::metrics::{EventLoop, watch_loop};
 use pyo3::prelude::*;
 
-use super::hub::{Hub, LoopSide};
+use super::hub::{Event, Hub, LoopSide};
 use crate::runtime::is_forked;
 
 /// The hub as its event loop sees it.
@@ -21,6 +22,22 @@ impl LoopHub {
     }
 }
 
+impl EventLoop for Hub {
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    fn ask(&self, turn: Box<dyn FnOnce() + Send>) {
+        self.put(Event::Run(turn));
+    }
+}
+
+/// What an operator knows the loop of this thread by.
+pub(super) fn name_of_loop(py: Python<'_>) -> PyResult<String> {
+    let thread = py.import("threading")?.call_method0("current_thread")?.getattr("name")?;
+    Ok(format!("the event loop of thread {thread}"))
+}
+
 #[pymethods]
 impl LoopHub {
     /// A hub for the loop that runs on this thread; the loop watches it from here on.
@@ -30,6 +47,8 @@ impl LoopHub {
         let hub = Arc::new(Hub::new(py, event_loop)?);
         let this = Py::new(py, Self { hub })?;
         let hub = &this.get().hub;
+        let known = Arc::downgrade(hub);
+        watch_loop(known);
         let drain = this.getattr(py, "drain")?;
         hub.event_loop.call_method1(py, "add_reader", (hub.wake.as_raw_fd(), drain))?;
         *hub.loop_side.lock() = Some(LoopSide {
