@@ -1,5 +1,5 @@
 //! What workers count, by endpoint: names that this process serves, never one that a router sent. A request
-//! carries an [`Account`], which costs three plain additions for each item and is folded in when it ends.
+//! carries an [`Account`], which costs two plain additions for each item and is folded in when it ends.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
