@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use headrace::metrics::{self, names};
+use headrace::metrics::{self, Samples, Source, names};
 use headrace::wire::body::RequestHead;
 use headrace::wire::kind::Kind;
 use headrace::{AsyncEngine, CallOptions, Engine, Request, RouterConfig, Worker, WorkerConfig};
@@ -423,4 +423,69 @@ async fn links_are_counted_on_both_sides() {
         );
     }
     drop(turn);
+}
+
+#[tokio::test]
+async fn stamps_that_make_no_sense_are_cut_to_the_age_of_their_link() {
+    let turn = turn().await;
+    let running = Running::default();
+    let began = std::time::Instant::now();
+    let served = worker(&running, WorkerConfig::default()).await;
+    let before = Scrape::now();
+    let mut peer = Raw::router(served.address()).await;
+    let ping = peer.until(Kind::Ping).await;
+    let pong = [&ping.body[..], &u64::MAX.to_le_bytes()].concat();
+    peer.send(Kind::Pong, 0, 0, &pong).await;
+    // An answer to what was never asked.
+    peer.send(Kind::Pong, 0, 0, &[0xff; 16]).await;
+    for (id, sent_at_us) in [(1, 0), (2, u64::MAX), (3, 12_345)] {
+        let mut encoded = Vec::new();
+        RequestHead { sent_at_us, ..raw::head() }.encode(&mut encoded).unwrap();
+        peer.out.request(id, encoded, Bytes::from_static(b"1 1 clean")).unwrap();
+        peer.flush().await;
+        peer.until(Kind::End).await;
+    }
+    let age = began.elapsed().as_secs_f64();
+    assert_rose(&before, &[(count_of(&names::WORKER_TRANSIT, SCRIPT), 3.0)]);
+    let sum = "headrace_worker_network_transit_seconds_sum{endpoint=\"script\"}";
+    let transit = Scrape::now().since(&before, sum);
+    assert!((0.0..=3.0 * age).contains(&transit), "{transit} s in {age} s");
+    guard("draining", served.drain(None)).await;
+    drop(turn);
+}
+
+/// A pool with numbers of its own.
+struct Pool(u64);
+
+impl Source for Pool {
+    fn collect(&self, samples: &mut Samples) {
+        samples.count(&names::CUDA_LEASES, &["0"], self.0);
+        samples.count(&names::CUDA_COPIED_BYTES, &["0", "to_device"], 100 * self.0);
+        let waits = [(0.001, 1), (f64::INFINITY, 2)];
+        samples.histogram(&names::CUDA_LEASE_WAIT, &["0"], waits, 0.5);
+    }
+}
+
+#[tokio::test]
+async fn whoever_has_numbers_of_its_own_registers_a_source() {
+    let _turn = turn().await;
+    let pools = [Arc::new(Pool(1)), Arc::new(Pool(2))];
+    for pool in &pools {
+        let pool = Arc::downgrade(pool);
+        metrics::register(pool);
+    }
+    // Two of one device are one series.
+    let now = Scrape::now();
+    for (series, value) in [
+        ("headrace_cuda_leases_total{device=\"0\"}", 3.0),
+        ("headrace_cuda_copied_bytes_total{device=\"0\",direction=\"to_device\"}", 300.0),
+        ("headrace_cuda_lease_wait_seconds_bucket{device=\"0\",le=\"0.001\"}", 2.0),
+        ("headrace_cuda_lease_wait_seconds_bucket{device=\"0\",le=\"+Inf\"}", 4.0),
+        ("headrace_cuda_lease_wait_seconds_sum{device=\"0\"}", 1.0),
+        ("headrace_cuda_lease_wait_seconds_count{device=\"0\"}", 4.0),
+    ] {
+        assert!(now.get(series) == value, "{series} is {}", now.get(series));
+    }
+    drop(pools);
+    assert!(Scrape::now().0.keys().all(|series| !series.starts_with("headrace_cuda")));
 }
