@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -79,6 +80,17 @@ def library_folder(*, without: str = "") -> tempfile.TemporaryDirectory[str]:
     else:
         shutil.copy(FAKE_DRIVER, target)
     return folder
+
+
+def hangs(code: str, seconds: float = 2.0) -> str:
+    """Run a program that is to hang, with the stand-in for the driver, for so long; what it has printed."""
+    with library_folder() as folder:
+        environment = {**os.environ, "PYTHONPATH": str(WORKERS), "LD_LIBRARY_PATH": folder}
+        with python("-c", PRELUDE + code, "asyncio", env=environment) as process:
+            try:
+                raise AssertionError(f"it ended: {process.output(seconds)}")
+            except subprocess.TimeoutExpired as expired:
+                return (expired.stdout or b"").decode().strip()
 
 
 def with_driver(code: str, loop: str = "asyncio", *, without: str = "", **faults: Any) -> str:

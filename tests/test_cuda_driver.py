@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import pytest
 
-from streams import needs_fake_driver, with_driver
+from streams import hangs, needs_fake_driver, with_driver
 
 pytestmark = needs_fake_driver
 
@@ -144,8 +144,100 @@ run(main)
     )
 
 
-def test_nobody_deadlocks_on_the_driver_and_the_interpreter():
-    """Host functions hold the driver's lock while threads of Python call the driver all the time."""
+CALLBACKS = """
+from kernels import Kernels
+
+class Callbacks:
+    # Python that the driver calls all the time, as some libraries have it: it wants the interpreter, while
+    # the driver's lock is held.
+
+    def __init__(self, stream):
+        self.kernels, self.handle, self.called = Kernels(), ctypes.c_void_p(int(stream)), 0
+        self.function = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self.call)
+        self.stopped = threading.Event()
+        self.thread = threading.Thread(target=self.feed, daemon=True)
+        self.thread.start()
+
+    def call(self, _):
+        self.called += 1
+
+    def feed(self):
+        self.kernels.here()
+        while not self.stopped.is_set():
+            fed = self.called
+            self.kernels.check(self.kernels.driver.cuLaunchHostFunc(self.handle, self.function, None))
+            while self.called == fed:
+                time.sleep(0)
+"""
+
+
+@pytest.mark.parametrize("completion", ["event", "poll", "hostfn"])
+def test_every_call_leaves_the_interpreter_to_callbacks_that_the_driver_waits_for(completion):
+    with_driver(
+        f"""
+{CALLBACKS}
+async def main():
+    async with cuda.StreamPool(max_streams=3, completion={completion!r}, budget_mb=16) as pool:
+        theirs = await pool.lease()
+        callbacks = Callbacks(theirs)
+        for turn in range(100):
+            async with pool.lease() as stream:
+                event = stream.record_event(timing=True)
+                stream.wait_event(event)
+                stream.spin(1)
+                later = stream.record_event(timing=True)
+                stream.query(), event.query(), stream.handle
+                buffer = stream.allocate(1000)
+                buffer.wait_on(stream)
+                buffer.record_use(stream)
+                buffer.__dlpack__(), buffer.__cuda_array_interface__
+                small, large = stream.copy_to_device(b"x" * 1000), stream.copy_to_device(b"x" * 70_000)
+                small, large = await small, await large
+                out = bytearray(70_000)
+                await stream.copy_to_host(large, out)
+                await stream.copy_to_host(small)
+                await event
+                await later
+                await stream
+                event.elapsed(later)
+                await asyncio.to_thread(stream.synchronize)
+                del event, later, buffer, small, large
+            with pool.try_lease() as stream:
+                stream.spin(1)
+            pool.resolve(0).query(), pool.stats(), cuda.devices()
+            if turn % 10 == 0:
+                cuda.external_stream(theirs).query()
+        callbacks.stopped.set()
+        await asyncio.to_thread(callbacks.thread.join)
+        assert callbacks.called > 20, callbacks.called
+        theirs.release()
+    assert pool.stats().errors == 0
+run(main)
+"""
+    )
+
+
+def test_the_scene_of_that_test_is_one_in_which_a_call_that_keeps_the_interpreter_hangs():
+    """It calls the driver in the way of a binding that does not let go."""
+    code = f"""
+{CALLBACKS}
+async def main():
+    pool = cuda.StreamPool()
+    theirs, ours = await pool.lease(), await pool.lease()
+    callbacks = Callbacks(theirs)
+    keeps = ctypes.PyDLL("libcuda.so.1")
+    handle = ctypes.c_void_p(int(ours))
+    callbacks.kernels.here()
+    print("begins", flush=True)
+    for _ in range(1_000_000):
+        keeps.cuStreamQuery(handle)
+    print("ends", flush=True)
+run(main)
+"""
+    assert hangs(code) == "begins"
+
+
+def test_threads_and_tasks_share_a_pool_whose_end_of_work_is_called_back():
     with_driver(
         """
 sys.setswitchinterval(1e-5)

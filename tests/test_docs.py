@@ -74,3 +74,11 @@ def test_every_test_that_proves_a_promise_exists():
             assert re.search(rf"\b(def|fn) {name}\(", source), f"there is no test {name}"
             names += 1
         assert names, f"nothing proves {row}"
+
+
+def test_the_example_of_overlapping_streams_runs_without_a_gpu_and_says_why_there_is_none():
+    done = run([str(ROOT / "examples" / "cuda_overlap.py"), "8"])
+    assert (done.returncode, done.stderr) == (0, "")
+    where, times = done.stdout.splitlines()
+    assert re.match(r"on .+|simulated, since the CUDA driver library \(libcuda\) was not found", where)
+    assert re.match(r"1 stream: \d+ ms, 4 streams: \d+ ms, [\d.]+ times as fast", times)

@@ -3,7 +3,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 
 use headrace_cuda::CudaError;
@@ -169,22 +169,31 @@ impl Done {
 
 /// The loop on which something is awaited: nearly always the one of last time.
 #[derive(Debug, Default)]
-pub(super) struct LoopPlace(Mutex<Option<Arc<Hub>>>);
+pub(super) struct LoopPlace(Mutex<Weak<Hub>>);
 
 impl LoopPlace {
     /// The hub of the running loop.
     pub(super) fn hub(&self, py: Python<'_>) -> PyResult<Arc<Hub>> {
-        if let Some(hub) = &*self.0.lock()
-            && hub.is_loop_thread()
+        let known = self.0.lock().upgrade();
+        if let Some(hub) = known
             && !hub.is_closed()
+            && hub.event_loop(py)?.is(&running_loop(py)?)
         {
-            return Ok(Arc::clone(hub));
+            return Ok(hub);
         }
         let found = py.import("headrace._loop")?.getattr("current_hub")?.call0()?;
         let hub = Arc::clone(found.cast::<LoopHub>()?.get().hub());
-        *self.0.lock() = Some(Arc::clone(&hub));
+        *self.0.lock() = Arc::downgrade(&hub);
         Ok(hub)
     }
+}
+
+/// The loop that runs on this thread, or `None`.
+pub(super) fn running_loop(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
+    static FUNCTION: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let function = FUNCTION
+        .get_or_try_init(py, || py.import("asyncio")?.getattr("_get_running_loop").map(Bound::unbind))?;
+    function.bind(py).call0()
 }
 
 /// The one that gives `None`.

@@ -11,7 +11,7 @@ use pyo3::types::{PyBool, PyDict, PyList};
 use tokio::sync::oneshot;
 
 use super::leasing::{Leasing, wait_on_thread};
-use super::pending::{Done, LoopPlace, Made, Pending, Work};
+use super::pending::{Done, LoopPlace, Made, Pending, Work, running_loop};
 use super::probe::facts;
 use super::release::Released;
 use super::settings::{Given, Opened, open};
@@ -362,8 +362,7 @@ fn handle_of(stream: &Bound<'_, PyAny>) -> PyResult<usize> {
 
 /// Refuses to block a thread on which a loop runs.
 pub(super) fn refuse_on_loop(py: Python<'_>, blocking: &str, instead: &str) -> PyResult<()> {
-    let running = py.import("asyncio")?.call_method0("_get_running_loop")?;
-    if running.is_none() {
+    if running_loop(py)?.is_none() {
         return Ok(());
     }
     let message = format!("{blocking} would block this thread's event loop; use `await` ({instead})");
