@@ -159,6 +159,18 @@ async def test_a_lease_that_is_cancelled_around_its_grant_gives_the_stream_on(tu
 
 
 @pytest.mark.asyncio
+async def test_a_lease_that_two_tasks_await_goes_to_the_first():
+    async with pooled(max_streams=1) as pool:
+        async with pool.lease():
+            leasing = pool.lease()
+            tasks = [asyncio.create_task(_await(leasing)) for _ in range(2)]
+            await eventually(tasks[1].done)
+        first, second = await asyncio.gather(*tasks, return_exceptions=True)
+        assert isinstance(second, RuntimeError)
+        first.release()
+
+
+@pytest.mark.asyncio
 async def test_a_key_gets_its_last_stream_again():
     async with pooled() as pool:
         streams = [await pool.lease(key=key) for key in "abcd"]
@@ -312,6 +324,10 @@ async def test_an_awaitable_is_awaited_once_and_by_one():
         await copy
         with pytest.raises(RuntimeError, match="already"):
             await copy
+        leasing = pool.lease()
+        (await leasing).release()
+        with pytest.raises(RuntimeError, match="already"):
+            await leasing
         stream.spin(5_000)
         wait = stream.__await__()
         tasks = [asyncio.ensure_future(_await(wait)) for _ in range(2)]

@@ -6,7 +6,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
 use std::time::Duration;
 
-use headrace_cuda::CudaError;
+use headrace_cuda::{CudaError, Lease};
 use parking_lot::Mutex;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
@@ -15,6 +15,7 @@ use super::pending::{Made, Pending, done};
 use super::pool::Pool;
 use super::stream::Stream;
 use crate::batch::blocking::detached;
+use crate::bridge::waiter::already_awaited;
 use crate::errors::cuda_error;
 use crate::ffi::raise_stop_iteration;
 use crate::response::thrown;
@@ -36,11 +37,32 @@ pub(crate) struct Leasing {
 struct State {
     pending: Option<Arc<Pending>>,
     stream: Option<Py<Stream>>,
+    /// Whoever awaited it has its stream.
+    is_given: bool,
 }
 
 impl Leasing {
     pub(super) fn new(pool: &Arc<Pool>, key: Option<u64>, timeout: Option<Duration>) -> PyResult<Self> {
         Ok(Self { pool: Arc::clone(pool), key, timeout, state: Mutex::default() })
+    }
+
+    /// A stream that is free, if nobody waits for one: without a place to wait, which most do not need.
+    fn take_free(&self, py: Python<'_>) -> PyResult<Option<Lease>> {
+        let native = self.pool.native().map_err(|error| cuda_error(py, &error))?;
+        match py.detach(|| native.try_lease(self.key)) {
+            Ok(lease) => Ok(Some(lease)),
+            Err(CudaError::Capacity { .. }) => Ok(None),
+            Err(error) => Err(cuda_error(py, &error)),
+        }
+    }
+
+    fn give(&self, stream: Bound<'_, Stream>) -> PyResult<Option<Py<PyAny>>> {
+        {
+            let mut state = self.state.lock();
+            state.stream = Some(stream.clone().unbind());
+            state.is_given = true;
+        }
+        raise_stop_iteration(stream.into_any())
     }
 
     fn ask(&self, py: Python<'_>) -> PyResult<Arc<Pending>> {
@@ -67,17 +89,22 @@ impl Leasing {
     }
 
     fn __next__(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
-        let known = self.state.lock().pending.clone();
+        let known = {
+            let state = self.state.lock();
+            if state.is_given {
+                return Err(already_awaited("this lease"));
+            }
+            state.pending.clone()
+        };
+        if known.is_none()
+            && let Some(lease) = self.take_free(py)?
+        {
+            let stream = Py::new(py, Stream::lent(&self.pool, lease))?;
+            return self.give(stream.into_bound(py));
+        }
         let pending = known.map_or_else(|| self.ask(py), Ok)?;
         match pending.step(py)? {
-            Ok(stream) => {
-                let lent = stream.bind(py).cast::<Stream>()?.clone().unbind();
-                let mut state = self.state.lock();
-                state.stream = Some(lent);
-                state.pending = Some(pending);
-                drop(state);
-                raise_stop_iteration(stream.into_bound(py))
-            }
+            Ok(stream) => self.give(stream.into_bound(py).cast_into::<Stream>()?),
             Err(waiter) => {
                 self.state.lock().pending = Some(pending);
                 Ok(Some(waiter))
