@@ -3,7 +3,7 @@
 //! A [`Watch`] is an event that was recorded, what is to be told when it is reached, and what may be used
 //! again from then on. The [`Reactor`] of a pool takes watches and finishes each exactly once: when its event
 //! is reached, when the device is lost, or when the process ends (then not at all). Three ways to wait are
-//! behind it, one file each; what they cost beside each other was measured.
+//! behind it, one file each; `benches/gpu` measures what they cost beside each other.
 //!
 //! Invariant: a watch is finished without any lock held, and what it keeps from being used again is let go
 //! only after the event, or never if the device is lost.
