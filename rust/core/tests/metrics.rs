@@ -6,7 +6,6 @@
 
 mod support;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,51 +15,9 @@ use headrace::wire::body::RequestHead;
 use headrace::wire::kind::Kind;
 use headrace::{AsyncEngine, CallOptions, Engine, Request, RouterConfig, Worker, WorkerConfig};
 use support::raw::Raw;
+use support::scrape::{Scrape, assert_rose, count_of, of};
 use support::{Net, Running, collect, eventually, fault, guard, options, raw, router_to, turn, worker};
 use tokio::runtime::Handle;
-
-/// All series with their values, as a scrape has them.
-#[derive(Clone, Debug)]
-struct Scrape(BTreeMap<String, f64>);
-
-impl Scrape {
-    fn now() -> Self {
-        let text = metrics::render();
-        let lines = text.lines().filter(|line| !line.starts_with('#'));
-        Self(
-            lines
-                .map(|line| line.rsplit_once(' ').unwrap())
-                .map(|(name, value)| (name.to_owned(), value.parse().unwrap()))
-                .collect(),
-        )
-    }
-
-    fn get(&self, series: &str) -> f64 {
-        self.0.get(series).copied().unwrap_or(0.0)
-    }
-
-    /// By how much a series has risen since `before`.
-    fn since(&self, before: &Self, series: &str) -> f64 {
-        self.get(series) - before.get(series)
-    }
-}
-
-fn of(family: &names::Family, labels: &str) -> String {
-    if labels.is_empty() { family.name.to_owned() } else { format!("{}{{{labels}}}", family.name) }
-}
-
-fn count_of(family: &names::Family, labels: &str) -> String {
-    let name = format!("{}_count", family.name);
-    if labels.is_empty() { name } else { format!("{name}{{{labels}}}") }
-}
-
-/// Asserts by how much series have risen.
-fn assert_rose(before: &Scrape, expected: &[(String, f64)]) {
-    let now = Scrape::now();
-    for (series, by) in expected {
-        assert!(now.since(before, series) == *by, "{series} rose by {}, not {by}", now.since(before, series));
-    }
-}
 
 fn gauges_of(endpoint: &str) -> [String; 2] {
     let labels = format!("endpoint=\"{endpoint}\"");
@@ -174,6 +131,24 @@ async fn a_deadline_is_an_error_whoever_notices_it_first() {
             ("headrace_router_errors_total{error_type=\"item_timeout\"}".to_owned(), 1.0),
         ],
     );
+    net.close().await;
+}
+
+#[tokio::test]
+async fn what_a_worker_closes_on_ends_as_shut_down() {
+    let config = WorkerConfig { concurrency: 1, queue: 1, ..WorkerConfig::default() };
+    let net = Net::with(config, RouterConfig { retries: 0, ..RouterConfig::default() }).await;
+    let before = Scrape::now();
+    let mut running = net.open("1 1 hang").await.unwrap();
+    let mut queued = net.router.call(options("0 0 clean"));
+    let polled = std::future::poll_fn(|cx| std::task::Poll::Ready(queued.poll_open(cx).is_pending()));
+    assert!(polled.await);
+    eventually("it waits", || net.worker.stats().queued == 1).await;
+    net.worker.close();
+    assert!(collect(&mut running).await.1.is_some());
+    drop(queued);
+    eventually("both have ended", || Scrape::now().since(&before, &errors("shutdown")) == 2.0).await;
+    assert_rose(&before, &[(of(&names::WORKER_CANCELLATION, SCRIPT), 0.0)]);
     net.close().await;
 }
 

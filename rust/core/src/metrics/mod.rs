@@ -93,15 +93,16 @@ impl Collector for Everything {
         for family in [&names::ROUTER_INFLIGHT, &names::ROUTER_WAITING] {
             samples.count(family, &[], 0);
         }
+        // Workers first: they forget what was killed while it waited, and that is counted then.
+        let sources: Vec<_> = SOURCES.lock().iter().filter_map(Weak::upgrade).collect();
+        for source in sources {
+            source.collect(&mut samples);
+        }
         worker::collect(&mut samples);
         router::collect(&mut samples);
         link::collect(&mut samples);
         batch::collect(&mut samples);
         loops::collect(&mut samples);
-        let sources: Vec<_> = SOURCES.lock().iter().filter_map(Weak::upgrade).collect();
-        for source in sources {
-            source.collect(&mut samples);
-        }
         samples.into_families()
     }
 }

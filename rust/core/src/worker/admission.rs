@@ -12,7 +12,7 @@ use super::{Shared, session};
 use crate::clock::now_ns;
 use crate::engine::{Engine, Request};
 use crate::link::Stream;
-use crate::metrics::worker::Account;
+use crate::metrics::worker::{Account, KilledBy};
 
 /// An admitted request.
 #[derive(Debug)]
@@ -27,10 +27,12 @@ pub(crate) struct Job {
 }
 
 impl Job {
-    /// It was killed while it waited.
-    fn end_killed(&mut self) {
+    /// It was killed while it waited, or its worker closes.
+    fn end_waiting(&mut self) {
         if let Some(account) = self.account.take() {
-            account.ended(self.stream.killed_by().outcome(false));
+            let killed = self.stream.is_killed();
+            let by = if killed { self.stream.killed_by() } else { KilledBy::Shutdown };
+            account.ended(by.outcome(false));
         }
     }
 
@@ -131,7 +133,7 @@ impl Admission {
     /// Forgets what waits: its streams have ended.
     pub(super) fn clear(&self) {
         let waiting = std::mem::take(&mut self.places.lock().queue);
-        waiting.into_iter().for_each(|mut job| job.end_killed());
+        waiting.into_iter().for_each(|mut job| job.end_waiting());
     }
 }
 
@@ -140,7 +142,7 @@ impl Places {
         self.queue.retain_mut(|job| {
             let killed = job.stream.is_killed();
             if killed {
-                job.end_killed();
+                job.end_waiting();
             }
             !killed
         });
@@ -205,7 +207,7 @@ impl Drop for Permit {
                         job.started(now);
                         break Some(job);
                     }
-                    Some(mut job) => job.end_killed(),
+                    Some(mut job) => job.end_waiting(),
                     None => {
                         places.running -= 1;
                         break None;

@@ -8,6 +8,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 pub mod raw;
+pub mod scrape;
 
 use std::future::Future;
 use std::sync::Arc;
