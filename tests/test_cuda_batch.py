@@ -10,6 +10,7 @@ import pytest
 from headrace import cuda
 
 from batches import batching
+from scrapes import Scrape
 from streams import pooled
 from support import GUARD, eventually
 
@@ -203,3 +204,26 @@ async def test_a_lost_device_makes_the_worker_unready_with_the_reason():
             await router.call(0, endpoint="model")
         await eventually(lambda: not worker.ready)
         assert worker.unready_reason is not None and "CUDA_ERROR_ILLEGAL_ADDRESS" in worker.unready_reason
+
+
+async def test_what_a_pool_does_is_in_the_metrics_and_its_loss_in_the_health():
+    def now(family, **labels):
+        return Scrape().get(f"cuda_{family}", device="sim", **labels)
+
+    before = now("leases_total"), now("copied_bytes_total", direction="to_device")
+    async with pooled(max_streams=1) as pool:
+        async with pool.lease() as stream:
+            assert (now("leased_streams"), now("streams_limit")) == (1, 1)
+            await stream.copy_to_device(b"x" * 100)
+        await eventually(lambda: now("leased_streams") == 0)
+    after = now("leases_total"), now("copied_bytes_total", direction="to_device")
+    assert (after[0] - before[0], after[1] - before[1]) == (1, 100)
+
+    pool = cuda.StreamPool(backend="sim")
+    async with pool.lease() as stream:
+        pool._lose(700)
+        with pytest.raises(hr.ContextPoisoned):
+            await stream
+    assert now("poisoned") == 1
+    del stream, pool
+    await eventually(lambda: now("poisoned") == 0)

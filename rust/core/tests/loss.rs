@@ -16,7 +16,9 @@ use headrace::link::{Driver, Link, TokioDriver};
 use headrace::wire::body::{Goaway, GoawayReason};
 use headrace::wire::kind::Kind;
 use headrace::wire::outbound::Finish;
-use headrace::{CallErrorKind, InstanceState, Phase, Router, RouterConfig, Worker, WorkerConfig, budget};
+use headrace::{
+    CallError, CallErrorKind, InstanceState, Phase, Router, RouterConfig, Worker, WorkerConfig, budget,
+};
 use support::raw::{Raw, listen};
 use support::{
     Net, Running, collect, eventually, guard, local, options, router_to, script, turn, worker, worker_at,
@@ -294,6 +296,8 @@ async fn a_call_made_while_its_worker_is_being_lost_waits_for_the_next_one() {
             loop {
                 let mut call = pin!(router.call(options("x")));
                 match call.as_mut().poll(&mut cx) {
+                    // It was sent, and the loss was seen before it waited.
+                    Poll::Ready(Err(CallError { kind: CallErrorKind::Disconnected { .. }, .. })) => {}
                     Poll::Ready(ended) => return Some(ended.unwrap_err()),
                     Poll::Pending if router.instances()[0].state == InstanceState::Down => return None,
                     Poll::Pending => {}

@@ -42,6 +42,8 @@ pub mod kernel;
 #[cfg(feature = "headrace")]
 mod leases;
 pub mod memory;
+#[cfg(feature = "headrace")]
+mod metrics;
 pub mod open;
 pub mod pool;
 pub mod probe;

@@ -29,6 +29,9 @@ use std::time::Duration;
 
 pub use self::config::{PoolSettings, Priority};
 pub use self::lease::{Lease, LeaseFuture};
+#[cfg(feature = "headrace")]
+pub(crate) use self::shared::Shared;
+#[cfg(not(feature = "headrace"))]
 use self::shared::Shared;
 pub use self::stats::{PoolStats, WAIT_BOUNDS_US, WaitTimes};
 use crate::completion::Completion;
@@ -62,6 +65,8 @@ impl StreamPool {
     /// A setting is out of bounds, the device is lost, or a stream or memory pool cannot be created.
     pub fn new(device: OpenDevice, settings: PoolSettings) -> Result<Self, CudaError> {
         let shared = Shared::new(device, settings)?;
+        #[cfg(feature = "headrace")]
+        crate::metrics::watch(&shared);
         Ok(Self { owner: Arc::new(Owner { shared }) })
     }
 

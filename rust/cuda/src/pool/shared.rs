@@ -49,6 +49,7 @@ pub(super) struct State {
     closing: Vec<Arc<CompletionTicket>>,
     next_lease: u64,
     pub(super) timeouts: u64,
+    refused: u64,
     wait_times: WaitTimes,
     busy: Duration,
 }
@@ -97,6 +98,7 @@ impl Shared {
             closing: Vec::new(),
             next_lease: 0,
             timeouts: 0,
+            refused: 0,
             wait_times: WaitTimes::default(),
             busy: Duration::ZERO,
         };
@@ -151,7 +153,10 @@ impl Shared {
                 drop(state);
                 self.create_now(id)
             }
-            Answer::Full => Err(CudaError::Capacity { max: self.settings.max_streams }),
+            Answer::Full => {
+                state.refused += 1;
+                Err(CudaError::Capacity { max: self.settings.max_streams })
+            }
         }
     }
 
@@ -388,7 +393,13 @@ impl Shared {
         !self.runtime.device.is_foreign() && self.state.lock().closed
     }
 
-    pub(super) fn stats(&self) -> PoolStats {
+    /// Its device.
+    #[cfg(feature = "headrace")]
+    pub(crate) fn device(&self) -> &OpenDevice {
+        &self.runtime.device
+    }
+
+    pub(crate) fn stats(&self) -> PoolStats {
         use std::sync::atomic::Ordering::Relaxed;
         let (runtime, state) = (&self.runtime, self.state.lock());
         let counts = state.queue.counts();
@@ -404,15 +415,24 @@ impl Shared {
             waiting: counts.waiting,
             leases: state.next_lease,
             timeouts: state.timeouts,
+            refused: state.refused,
             wait_times: state.wait_times,
             busy_us: u64::try_from(state.busy.as_micros()).unwrap_or(u64::MAX),
             bytes_to_device: runtime.counters.bytes_to_device.load(Relaxed),
             bytes_to_host: runtime.counters.bytes_to_host.load(Relaxed),
             device_bytes,
+            budget_bytes: runtime.budget_bytes.saturating_mul(self.settings.max_streams as u64),
             pinned_bytes: runtime.staging.allocated(),
             errors: runtime.counters.errors.load(Relaxed),
             poisoned: runtime.device.lost().is_some(),
         }
+    }
+}
+
+#[cfg(feature = "headrace")]
+impl Drop for Shared {
+    fn drop(&mut self) {
+        crate::metrics::gone(self);
     }
 }
 

@@ -46,6 +46,8 @@ pub struct PoolStats {
     pub waiting: usize,
     /// Leases so far.
     pub leases: u64,
+    /// Those that were refused at once because every stream was leased.
+    pub refused: u64,
     /// Those who did not get one in time.
     pub timeouts: u64,
     /// How long they waited.
@@ -58,6 +60,8 @@ pub struct PoolStats {
     pub bytes_to_host: u64,
     /// Bytes of device memory outstanding on its streams.
     pub device_bytes: u64,
+    /// Bytes of device memory that its streams may have, all together.
+    pub budget_bytes: u64,
     /// Bytes of host memory that are pinned.
     pub pinned_bytes: u64,
     /// Calls that the driver refused.
