@@ -11,7 +11,7 @@ import headrace as hr
 import pytest
 
 from batches import KINDS, Held, batching, double, double_async, gathered, is_quiet
-from support import GUARD, eventually
+from support import GUARD, eventually, run_script
 
 pytestmark = pytest.mark.asyncio
 
@@ -257,6 +257,52 @@ async def test_one_that_nobody_holds_any_more_closes_and_is_freed(kind):
     gc.collect()
     assert gone() is None
     assert queue.closed
+
+
+async def test_one_whose_function_knows_it_is_freed_with_its_owner():
+    class Model:
+        def __init__(self):
+            self.batcher = hr.Batcher(self.run)
+
+        async def run(self, batch):
+            return list(batch)
+
+    model = Model()
+    assert await model.batcher.submit(1) == 1
+    queue = model.batcher._running.queue
+    gone = weakref.ref(model)
+    del model
+
+    def is_gone():
+        gc.collect()
+        return gone() is None
+
+    await eventually(is_gone)
+    assert queue.closed
+
+
+async def test_what_ends_the_program_in_half_a_batch_fails_the_other_half():
+    code = """
+import asyncio
+import headrace as hr
+
+async def fails(batch):
+    if len(batch) == 1:
+        raise SystemExit
+    raise ValueError
+
+async def main():
+    await batcher.map([1, 2])
+
+batcher = hr.Batcher(fails, isolate_failures=True, timeout=None)
+try:
+    asyncio.run(main())
+except SystemExit:
+    stats = batcher.stats()
+    print(stats.failed, stats.dispatched, stats.in_flight)
+"""
+    code, out, _ = await asyncio.to_thread(run_script, code)
+    assert (code, out) == (0, "2 0 0\n")
 
 
 @each_kind

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import headrace as hr
 import pytest
 
 from batches import batching, gathered
-from support import GUARD
+from support import GUARD, eventually
 
 pytestmark = pytest.mark.asyncio
 
@@ -81,6 +82,44 @@ async def test_what_a_function_leaves_behind_may_submit_without_a_bound():
         assert await batcher.submit(1) == 1
         returned.set()
         assert await asyncio.wait_for(left[0], GUARD) == 0
+
+
+@pytest.mark.parametrize("kind", ["task", "thread"])
+async def test_what_an_earlier_batch_left_behind_may_submit_while_another_one_runs(kind):
+    loop, held = asyncio.get_running_loop(), asyncio.Event()
+    left, gate = [], threading.Event()
+
+    async def later():
+        await held.wait()
+        return await batcher.submit("left behind")
+
+    def leave():
+        left.append(loop.create_task(later()))
+
+    async def in_task(batch):
+        if batch == ["first"]:
+            leave()
+        elif batch == ["second"]:
+            held.set()
+            await eventually(lambda: batcher.stats().queued == 1)
+        return list(batch)
+
+    def on_thread(batch):
+        if batch == ["first"]:
+            loop.call_soon_threadsafe(leave)
+        elif batch == ["second"]:
+            loop.call_soon_threadsafe(held.set)
+            assert gate.wait(GUARD)
+        return list(batch)
+
+    async with batching(in_task if kind == "task" else on_thread, timeout=None) as batcher:
+        assert await batcher.submit("first") == "first"
+        await eventually(lambda: left)
+        second = asyncio.ensure_future(batcher.submit("second"))
+        await eventually(lambda: batcher.stats().queued == 1 or second.done())
+        gate.set()
+        assert await asyncio.wait_for(second, GUARD) == "second"
+        assert await asyncio.wait_for(left[0], GUARD) == "left behind"
 
 
 async def test_a_threads_function_that_asks_the_loop_without_a_bound_is_refused():

@@ -564,7 +564,6 @@ class Seat:
 
 @final
 class Within:
-    def enter(self) -> None: ...
     def leave(self) -> None: ...
 
 @final

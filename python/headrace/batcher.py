@@ -92,7 +92,8 @@ class Batcher(Generic[T, R]):
         [2, 4]
 
     It starts when it is entered, with :meth:`start`, or at the first submit. Leaving ``async with`` drains;
-    an exception inside it closes at once. One that is dropped closes.
+    an exception inside it closes at once. One that is dropped closes; threads hold their function, so close
+    one whose plain function holds it.
     """
 
     def __init__(

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import contextvars
 import inspect
+import weakref
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -188,7 +189,8 @@ class Tasks:
 
     def _employ(self, number: int, taken: BatchTaken) -> None:
         seat = self._seats[number] = self._queue.seat()
-        task: Any = self._loop.create_task(self._serve(taken, seat), context=self._context.copy())
+        serving = _serve(weakref.ref(self), taken, seat)
+        task: Any = self._loop.create_task(serving, context=self._context.copy())
         # One that waits for a batch when its loop is thrown away has left nothing undone.
         task._log_destroy_pending = False
         self._tasks[number] = task
@@ -198,19 +200,21 @@ class Tasks:
         if seat is not None:
             seat.close()
 
-    async def _serve(self, taken: BatchTaken | None, seat: Seat) -> None:
-        task = cast("asyncio.Task[None]", asyncio.current_task())
+    async def run(self, taken: BatchTaken, task: asyncio.Task[None]) -> bool:
+        """Run a batch in `task`. Whether the next one will find nothing of it there: no context variable that
+        it has changed, and no sign that it was cancelled.
+        """
         within = self._queue.enter(task)
         clean = contextvars.copy_context()
-        while taken is not None:
-            within.enter()
-            await self._run(taken)
-            within.leave()
-            # The next wait may be long, and items may be large.
-            taken = None
-            # The next batch shall not find what this one left: a context variable, or that it was cancelled.
-            if not task.cancelling() and contextvars.copy_context() == clean:
-                taken = await seat
+        await self._run(taken)
+        within.leave()
+        if task.cancelling():
+            return False
+        try:
+            return contextvars.copy_context() == clean
+        except Exception:
+            # Values need not be comparable, as arrays are not. Then they have been changed.
+            return False
 
     # A batch with a stream, in a task of its own: what hands it out is a task itself, and waits for streams.
 
@@ -251,6 +255,8 @@ class Tasks:
                 if halves is None:
                     part.fail(error)
                     if isinstance(error, KeyboardInterrupt | SystemExit):
+                        for other in left:
+                            other.fail(error)
                         raise
                 else:
                     left += reversed(halves)
@@ -278,11 +284,11 @@ class Tasks:
         self._tasks[number] = self._loop.create_task(steps, context=self._context.copy())
 
     async def _serve_steps(self, number: int, engine: Any) -> None:
-        within = self._queue.enter(asyncio.current_task())
+        task = asyncio.current_task()
         steps = Steps(self._queue, number, engine, watched=self.watched)
         try:
             while True:
-                within.enter()
+                within = self._queue.enter(task)
                 await drive_async(steps.turn())
                 within.leave()
                 if steps.idle and steps.is_dry:
@@ -295,6 +301,21 @@ class Tasks:
             await drive_async(steps.abort(error))
             if isinstance(error, KeyboardInterrupt | SystemExit):
                 raise
+
+
+async def _serve(crew: weakref.ref[Tasks], taken: BatchTaken | None, seat: Seat) -> None:
+    """Run one batch after the other. While it waits for one it holds nothing of its crew: the loop holds the
+    task, and functions often hold their batcher.
+    """
+    task = cast("asyncio.Task[None]", asyncio.current_task())
+    while taken is not None:
+        runner = crew()
+        is_clean = runner is not None and await runner.run(taken, task)
+        # The wait may be long, and items may be large.
+        del runner
+        taken = None
+        if is_clean:
+            taken = await seat
 
 
 async def _awaited(returned: Any) -> None:

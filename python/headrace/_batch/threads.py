@@ -234,19 +234,18 @@ class Threads:
             self._serve_steps(worker, hooks.run)
             return
         run = run_streams if self._work.kind is Kind.STREAM else run_function
-        within = self._queue.enter()
         while not worker.given_up:
-            within.leave()
             taken, stream = self._next(worker)
             if taken is None:
                 return
-            within.enter()
+            within = self._queue.enter()
             try:
                 if self._failure is not None:
                     taken.fail(self._failure)
                 else:
                     run(hooks.run, taken, self.isolate, stream)
             finally:
+                within.leave()
                 if stream is not None:
                     stream.release()
             # The next wait may be long, and items may be large.
@@ -259,18 +258,18 @@ class Threads:
         return lent or (None, None)
 
     def _serve_steps(self, worker: _Worker, engine: Any) -> None:
-        within = self._queue.enter()
         steps = Steps(self._queue, worker.number, engine, watched=self.watched)
         while not worker.given_up:
-            within.leave()
             if steps.idle and not self._queue.wait_takable():
                 return
-            within.enter()
+            within = self._queue.enter()
             try:
                 drive(steps.turn())
             except BaseException as error:
                 # What would end the program ends the requests; others rely on the thread.
                 drive(steps.abort(error))
+            finally:
+                within.leave()
         if not steps.idle:
             # They have been told that the worker is lost. The engine may be used again.
             drive(steps.leave())

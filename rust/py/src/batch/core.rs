@@ -211,8 +211,10 @@ impl Core {
         loop {
             // Functions run in here, as far as they need not wait.
             if !self.has_turn() {
-                self.notices.planned.store(true, Ordering::Release);
-                self.hub.put_off(Event::Batch(Arc::downgrade(self), Task::Take));
+                // One that is planned already will find the same.
+                if !self.notices.planned.swap(true, Ordering::AcqRel) {
+                    self.hub.put_off(Event::Batch(Arc::downgrade(self), Task::Take));
+                }
                 break;
             }
             let Some(worker) = self.enlist() else { break };

@@ -1,4 +1,4 @@
-//! `Within`: a mark in the context of a function while it runs a batch, by which a submit knows that it comes
+//! `Within`: a mark in the context of a function while it runs a batch, one for each batch, by which a submit knows that it comes
 //! from there. Tasks and threads that the function starts inherit the context, and with it the mark. A function
 //! that waits for its own batcher, none of whose workers is free, would wait for ever.
 
@@ -56,11 +56,6 @@ impl Within {
 
 #[pymethods]
 impl Within {
-    /// The function begins to run.
-    fn enter(&self) {
-        self.runs.store(true, Ordering::Relaxed);
-    }
-
     /// The function has returned: what it has started may submit.
     fn leave(&self) {
         self.runs.store(false, Ordering::Relaxed);
