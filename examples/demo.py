@@ -152,9 +152,11 @@ async def run_demo(short: bool, kill_at: int | None) -> None:
     show(console, f"Starting {WORKER_COUNT} workers that serve {ENGINE} ...")
     async with start_workers(ENGINE, WORKER_COUNT) as workers:
         for worker in workers:
-            show(console, f"{worker.name} is ready at {worker.address}")
-        async with headrace.Router([worker.address for worker in workers]) as router:
+            show(console, f"{worker.name} is ready at {worker.address}, metrics at {worker.metrics}/metrics")
+        addresses = [worker.address for worker in workers]
+        async with headrace.Router(addresses, metrics="127.0.0.1:0") as router:
             await router.wait_for_instances(WORKER_COUNT, timeout=CONNECT_TIMEOUT_S)
+            show(console, f"the router's metrics are at {router.metrics_address}/metrics")
             demo = Demo(router, workers, console, short, kill_at)
             await demo.ask_all(prompts[:2] if short else prompts)
             await demo.lose_a_worker()

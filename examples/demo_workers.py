@@ -19,6 +19,11 @@ STOP_GRACE_S = 5  # A worker without requests drains at once.
 KEPT_LINES_MAX = 20  # Of a worker's output, to explain why it failed.
 
 READY = re.compile(r"serving .*?(127\.0\.0\.1:\d+)(?:.*?\(instance ([^\s,)]+))?")
+METRICS = re.compile(r"metrics and health at (127\.0\.0\.1:\d+)")
+
+
+Ready = asyncio.Future[tuple[re.Match[str], re.Match[str]] | None]
+"""What a worker has said: where it serves, and where its metrics are. `None` if it ended before."""
 
 
 class WorkerStartError(Exception):
@@ -32,6 +37,7 @@ class Worker:
     name: str
     address: str
     instance_id: str
+    metrics: str
     process: asyncio.subprocess.Process
 
     def kill(self) -> None:
@@ -61,7 +67,8 @@ async def start_workers(engine: str, count: int) -> AsyncGenerator[list[Worker],
 async def start_worker(engine: str, name: str) -> AsyncGenerator[Worker, None]:
     """Start one worker in this folder, yield it once it serves, and end it."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "headrace", "serve", engine, "--address", "127.0.0.1:0"),
+        *(sys.executable, "-m", "headrace", "serve", engine),
+        *("--address", "127.0.0.1:0", "--metrics", "127.0.0.1:0"),
         cwd=Path(__file__).parent,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
         stdin=asyncio.subprocess.DEVNULL,
@@ -69,11 +76,11 @@ async def start_worker(engine: str, name: str) -> AsyncGenerator[Worker, None]:
         stderr=asyncio.subprocess.STDOUT,
     )
     lines: deque[str] = deque(maxlen=KEPT_LINES_MAX)
-    ready: asyncio.Future[re.Match[str] | None] = asyncio.get_running_loop().create_future()
+    ready: Ready = asyncio.get_running_loop().create_future()
     reading = asyncio.create_task(_read_output(process, lines, ready))
     try:
-        address, instance_id = await _wait_until_ready(process, name, lines, ready)
-        yield Worker(name, address, instance_id, process)
+        address, instance_id, metrics = await _wait_until_ready(process, name, lines, ready)
+        yield Worker(name, address, instance_id, metrics, process)
     finally:
         await _stop(process)
         reading.cancel()
@@ -83,13 +90,14 @@ async def _wait_until_ready(
     process: asyncio.subprocess.Process,
     name: str,
     lines: deque[str],
-    ready: asyncio.Future[re.Match[str] | None],
-) -> tuple[str, str]:
+    ready: Ready,
+) -> tuple[str, str, str]:
     try:
         async with asyncio.timeout(START_TIMEOUT_S):
-            match = await ready
-            if match is not None:
-                return match[1], match[2] or match[1]
+            said = await ready
+            if said is not None:
+                serving, metrics = said
+                return serving[1], serving[2] or serving[1], metrics[1]
             outcome = f"exited with code {await process.wait()} before it was ready"
     except TimeoutError:
         outcome = f"was not ready after {START_TIMEOUT_S} s"
@@ -99,14 +107,17 @@ async def _wait_until_ready(
 async def _read_output(
     process: asyncio.subprocess.Process,
     lines: deque[str],
-    ready: asyncio.Future[re.Match[str] | None],
+    ready: Ready,
 ) -> None:
-    """Keep the worker's pipe empty, and resolve `ready` at its ready line or at its end."""
+    """Keep the worker's pipe empty, and resolve `ready` when it has said both, or at its end."""
     assert process.stdout is not None
+    serving = metrics = None
     async for line in process.stdout:
         lines.append(line.decode(errors="replace").rstrip())
-        if not ready.done() and (match := READY.search(lines[-1])):
-            ready.set_result(match)
+        serving = serving or READY.search(lines[-1])
+        metrics = metrics or METRICS.search(lines[-1])
+        if not ready.done() and serving is not None and metrics is not None:
+            ready.set_result((serving, metrics))
     if not ready.done():
         ready.set_result(None)
 
