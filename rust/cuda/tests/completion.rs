@@ -70,6 +70,34 @@ fn an_event_is_awaited_before_a_later_one_that_is_awaited_already() {
 }
 
 #[test]
+fn one_event_is_awaited_by_all_who_want_it_and_keeps_what_each_has_left() {
+    for completion in MODES {
+        let (simulation, pool) = still(mode(completion, 1));
+        let (kernel, stream) = (spin(&pool), pool.try_lease(None).unwrap());
+        kernel.launch(&stream, 10).unwrap();
+        let event = stream.record_event().unwrap();
+        let (first, second) = (event.completion(), event.completion());
+        // An upload and its buffer have one event; the upload has left its pinned memory with it.
+        let (buffer, uploaded) = stream.copy_to_device(&[7; 4096]).unwrap();
+        let ready = buffer.ready().unwrap().completion();
+        let mut piece = stream.pinned(4096).unwrap();
+        piece.fill(8);
+        let all = [first, second, uploaded, ready];
+        until("all news", || {
+            // A stream stands at a host function until that has returned, and then goes on.
+            simulation.advance_us(10);
+            all.iter().all(|completion| completion.result() == Some(Ok(())))
+        });
+        let download = stream.download(&buffer, 0, 4096).unwrap();
+        until("the bytes", || {
+            simulation.advance_us(10);
+            download.completion().result().is_some()
+        });
+        assert_eq!(&*download.take().unwrap().unwrap(), &[7; 4096], "{completion:?}");
+    }
+}
+
+#[test]
 fn streams_do_not_wait_for_each_other() {
     for completion in MODES {
         let (simulation, pool) = still(mode(completion, 8));

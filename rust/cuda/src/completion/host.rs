@@ -39,8 +39,9 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    /// By serial number of the event.
+    /// By a number of their own: one event may be watched more than once.
     in_flight: HashMap<u64, Watch>,
+    next_number: u64,
     /// Told, and to be finished by the thread.
     called: Vec<(Watch, Result<(), CudaError>)>,
     has_thread: bool,
@@ -49,7 +50,7 @@ struct State {
 
 struct Argument {
     shared: Arc<Shared>,
-    serial: u64,
+    number: u64,
 }
 
 impl HostCalls {
@@ -59,18 +60,21 @@ impl HostCalls {
     }
 
     pub(super) fn watch(&self, watch: Watch) {
-        let (stream, serial) = (watch.event.raw_stream(), watch.event.serial());
-        {
+        let stream = watch.event.raw_stream();
+        let number = {
             let mut state = self.shared.state.lock();
-            state.in_flight.insert(serial, watch);
+            let number = state.next_number;
+            state.next_number += 1;
+            state.in_flight.insert(number, watch);
             if !state.has_thread {
                 let shared = Arc::clone(&self.shared);
                 let thread = spawn(move || shared.run());
                 state.has_thread = thread.is_ok();
             }
-        }
+            number
+        };
         self.shared.work.notify_one();
-        let argument = Box::into_raw(Box::new(Argument { shared: Arc::clone(&self.shared), serial }));
+        let argument = Box::into_raw(Box::new(Argument { shared: Arc::clone(&self.shared), number }));
         let call = HostCall { function: called, argument: argument as usize };
         // SAFETY: `called` takes such a box, which nobody else has, on any thread.
         let queued = self.shared.device.call(|device| unsafe { device.call_host(stream, call) });
@@ -105,17 +109,17 @@ unsafe extern "C" fn called(argument: *mut c_void) {
     // SAFETY: as the caller promises.
     let argument = unsafe { Box::from_raw(argument.cast::<Argument>()) };
     // A waker is foreign code, and an unwinding one must not reach the driver.
-    let told = catch_unwind(AssertUnwindSafe(|| argument.shared.called(argument.serial)));
+    let told = catch_unwind(AssertUnwindSafe(|| argument.shared.called(argument.number)));
     // The last reference would be dropped here only if the thread had ended; it holds one until nothing is
     // left.
     drop(told);
 }
 
 impl Shared {
-    fn called(&self, serial: u64) {
+    fn called(&self, number: u64) {
         let ticket = {
             let mut state = self.state.lock();
-            let Some(mut watch) = state.in_flight.remove(&serial) else { return };
+            let Some(mut watch) = state.in_flight.remove(&number) else { return };
             let ticket = watch.ticket.take();
             // In one step, so that the thread never sees neither and ends.
             state.called.push((watch, Ok(())));
@@ -141,7 +145,8 @@ impl Shared {
                 if state.called.is_empty() {
                     self.work.wait_for(&mut state, WATCHDOG);
                 }
-                let events: Vec<Event> = state.in_flight.values().map(|watch| watch.event.clone()).collect();
+                let event_of = |(number, watch): (&u64, &Watch)| (*number, watch.event.clone());
+                let events: Vec<(u64, Event)> = state.in_flight.iter().map(event_of).collect();
                 (mem::take(&mut state.called), events)
             };
             for (watch, result) in called {
@@ -151,14 +156,14 @@ impl Shared {
         }
     }
 
-    fn ask(&self, events: Vec<Event>) {
-        for event in events {
+    fn ask(&self, events: Vec<(u64, Event)>) {
+        for (number, event) in events {
             let result = match event.query() {
                 Ok(false) => continue,
                 Ok(true) => Ok(()),
                 Err(error) => Err(error),
             };
-            let watch = self.state.lock().in_flight.remove(&event.serial());
+            let watch = self.state.lock().in_flight.remove(&number);
             if let Some(watch) = watch {
                 watch.finish(&result);
             }
