@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::future::Future;
+use std::mem;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -213,10 +214,14 @@ impl Stream {
         }
     }
 
-    /// The news of an event, until which `keep` is not dropped.
+    /// The news of an event, until which `keep` is not dropped. If it is not known when it is reached, `keep` is
+    /// leaked: work may still use it.
     fn watch<K: Send + 'static>(&self, event: Event, keep: K) -> Completion {
         let ticket = Arc::new(Ticket::new());
-        let after = Some(Box::new(move |_: &Result<(), CudaError>| drop(keep)) as Box<_>);
+        let after = Some(Box::new(move |result: &Result<(), CudaError>| match result {
+            Ok(()) => drop(keep),
+            Err(_) => mem::forget(keep),
+        }) as Box<_>);
         self.core.runtime.reactor.watch(Watch { event, ticket: Some(Arc::clone(&ticket)), after });
         Completion::new(ticket)
     }

@@ -208,6 +208,53 @@ fn a_copy_that_nothing_marks_the_end_of_keeps_its_memory_for_good() {
     assert!(others.iter().all(|piece| piece.address() != address));
 }
 
+/// The next questions about events, asked by whichever way of waiting, meet an error that does not stay.
+fn refuse_to_tell(simulation: &Simulation) {
+    for (call, nth) in [(SimCall::QueryEvent, 1), (SimCall::QueryEvent, 2), (SimCall::SynchronizeEvent, 1)] {
+        simulation.fail(SimFault { call, nth, code: 1, when: When::Called });
+    }
+}
+
+#[test]
+fn a_copy_whose_end_the_driver_refuses_to_tell_keeps_its_memory_for_good() {
+    for mode in MODES {
+        let (simulation, pool) = still(PoolSettings { completion: mode, ..streams(1) });
+        let (kernel, stream) = (spin(&pool), lease(&pool));
+        kernel.launch(&stream, 100).unwrap();
+        let mut bytes = stream.pinned(4096).unwrap();
+        bytes.fill(5);
+        refuse_to_tell(&simulation);
+        let (buffer, uploaded) = stream.upload(bytes).unwrap();
+        let told = uploaded.wait(Some(GUARD));
+        assert!(matches!(told, Some(Err(CudaError::Driver(_)))), "{mode:?}: {told:?}");
+        refuse_to_tell(&simulation);
+        let download = stream.download(&buffer, 0, 4096).unwrap();
+        assert!(matches!(block_on(download), Err(CudaError::Driver(_))), "{mode:?}");
+        // Both copies are still to come. Were their pieces used again, these bytes would come and go.
+        let fill = || {
+            let mut piece = stream.pinned(4096).unwrap();
+            piece.fill(6);
+            piece
+        };
+        let pieces: Vec<_> = (0..4).map(|_| fill()).collect();
+        until("the copies", || {
+            simulation.advance_us(100);
+            stream.query().unwrap()
+        });
+        assert!(pieces.iter().all(|piece| piece.iter().all(|byte| *byte == 6)), "{mode:?}: written");
+        // Not every way of waiting has asked in every way.
+        let event = stream.record_event().unwrap();
+        until("the end of the faults", || event.query().is_ok() && event.synchronize().is_ok());
+        let mut check = Polled::new(stream.download(&buffer, 0, 4096).unwrap());
+        until("the bytes", || {
+            simulation.advance_us(100);
+            stream.query().unwrap()
+        });
+        let bytes = block_until(&mut check).unwrap();
+        assert!(bytes.iter().all(|byte| *byte == 5), "{mode:?}: read");
+    }
+}
+
 #[test]
 fn a_copy_outside_of_its_buffer_is_refused() {
     let (_, pool) = still(streams(1));
