@@ -244,7 +244,15 @@ impl Shared {
                 self.grant(&mut state, id, Duration::ZERO)
             }
             Err(error) => {
-                let next = self.state.lock().queue.not_created(id);
+                let mut later = Later::default();
+                let next = {
+                    let mut state = self.state.lock();
+                    let next = state.queue.not_created(id);
+                    // The pool may have been closed meanwhile, with nothing to wait for but this stream.
+                    self.look_whether_quiet(&mut state, &mut later);
+                    next
+                };
+                later.run();
                 self.go_on(next);
                 Err(error)
             }
@@ -475,3 +483,7 @@ impl fmt::Debug for Shared {
         f.debug_struct("Shared").field("device", &self.runtime.device).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+#[path = "shared_tests.rs"]
+mod tests;
