@@ -246,20 +246,21 @@ impl DeviceBuffer {
         if dl_device.is_some_and(|wanted| wanted != device) || copy == Some(true) {
             return Err(PyBufferError::new_err("the buffer is shared as it is, where it is"));
         }
-        match stream.unwrap_or(LEGACY_DEFAULT) {
+        let consumer = stream.unwrap_or(LEGACY_DEFAULT);
+        match consumer {
             -1 => {}
             0 => {
                 return Err(PyValueError::new_err(
                     "stream must not be 0, which means several things; 1 is the default stream",
                 ));
             }
-            consumer => self.order_before(py, consumer)?,
+            _ => self.order_before(py, consumer)?,
         }
         let parts = self.get(py)?;
         let keep = Released::new(Taken {
             buffer: parts.buffer.clone(),
             pool: Arc::clone(&parts.pool),
-            consumer: stream.filter(|handle| *handle > 0).map(|handle| handle as usize),
+            consumer: usize::try_from(consumer).ok(),
         });
         let is_versioned = max_version.is_some_and(|(major, _)| major >= 1);
         dlpack::capsule(py, parts.buffer.address(), device, &self.layout, Box::new(keep), is_versioned)
