@@ -90,10 +90,14 @@ run(main)
     )
 
 
-# What a consumer has put into its stream after it took a buffer over.
+# The stream that a consumer names when it takes a buffer over, and the one that it uses it on.
 CONSUMERS = {
     "the default stream": ("None", "1"),
     "the default stream by its number": ("1", "1"),
+    "the thread's": ("2", "2"),
+    "one of the pool": ("used.handle", "used"),
+    "one of another pool": ("apart.handle", "apart"),
+    "its own, which waits for the default stream": ("theirs.value", "theirs.value"),
 }
 
 
@@ -104,8 +108,10 @@ def test_memory_that_a_consumer_lets_go_of_is_kept_until_its_stream_has_used_it(
         f"""
 {CONSUMER}
 async def main():
-    async with cuda.StreamPool() as pool, pool.lease() as stream, pool.lease() as other:
-        kernels = Kernels()
+    async with (cuda.StreamPool() as pool, cuda.StreamPool() as away, pool.lease() as stream,
+                pool.lease() as other, pool.lease() as used, away.lease() as apart):
+        kernels, theirs = Kernels(), ctypes.c_void_p()
+        kernels.check(kernels.driver.cuStreamCreate(ctypes.byref(theirs), 0))
         buffer, small = await stream.copy_to_device(b"x" * 24), await other.copy_to_device(b"y")
         _, _, delete = consume(buffer.__dlpack__(stream={told}), Managed, b"dltensor", b"used_dltensor")
         gate = kernels.gate({runs})
@@ -119,6 +125,27 @@ async def main():
         gate.open()
         await eventually(lambda: pool.stats().device_bytes == 0)
     assert pool.stats().errors == 0
+run(main)
+"""
+    )
+
+
+def test_a_consumers_stream_that_is_gone_is_not_asked_about():
+    with_driver(
+        f"""
+{CONSUMER}
+async def main():
+    async with cuda.StreamPool() as pool, pool.lease() as stream:
+        kernels, theirs = Kernels(), ctypes.c_void_p()
+        kernels.check(kernels.driver.cuStreamCreate(ctypes.byref(theirs), 1))
+        buffer = await stream.copy_to_device(b"x" * 24)
+        taken = buffer.__dlpack__(stream=theirs.value)
+        _, _, delete = consume(taken, Managed, b"dltensor", b"used_dltensor")
+        kernels.check(kernels.driver.cuStreamDestroy_v2(theirs))
+        delete()
+        del buffer
+        await eventually(lambda: pool.stats().device_bytes == 0)
+        assert pool.stats().errors == 0 and pool.healthy
 run(main)
 """
     )

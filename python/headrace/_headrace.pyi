@@ -915,6 +915,10 @@ class DeviceBuffer:
     Other libraries take it over by ``__dlpack__`` or ``__cuda_array_interface__``. Both have the consumer's
     stream wait for what was written: DLPack's ``stream`` is -1 for none, ``None`` or 1 for the default
     stream, 2 for the thread's, or a handle.
+
+    When a consumer of DLPack lets go of it, the memory is kept until what was queued by then is done: on the
+    stream that it named, if that is a pool's, else on all streams but those that were made not to wait for
+    the default stream, as PyTorch's own are. For those call :meth:`record_use` after the last kernel.
     """
 
     @property

@@ -12,12 +12,10 @@ use super::dlpack::{self, DataType};
 use super::pool::Pool;
 use super::release::Released;
 use super::stream::Stream;
+use super::taken::{LEGACY_DEFAULT, Taken, show};
 use crate::errors::cuda_error;
 use crate::ffi::Contiguous;
 use crate::runtime::is_forked;
-
-/// The legacy default stream, as interchange protocols number it.
-const LEGACY_DEFAULT: i64 = 1;
 
 /// How the bytes of a buffer are to be read.
 #[derive(Clone, Debug)]
@@ -150,9 +148,9 @@ impl DeviceBuffer {
         })?;
         let (pool, buffer) = (Arc::clone(&parts.pool), parts.buffer.clone());
         let ordered = py.detach(move || {
-            let consumer = pool.native()?.external(handle);
-            buffer.wait_on(&consumer)?;
-            buffer.record_use(&consumer)
+            let ordered = buffer.wait_on(&pool.native()?.external(handle));
+            drop((buffer, pool));
+            ordered
         });
         ordered.map_err(|error| cuda_error(py, &error))
     }
@@ -219,7 +217,7 @@ impl DeviceBuffer {
         interface.set_item("strides", py.None())?;
         let ready = parts.buffer.ready();
         let is_ready = py.detach(|| ready.is_none_or(|event| event.query().unwrap_or(false)));
-        let stream = (!is_ready).then(|| match parts.stream.handle() as i64 {
+        let stream = (!is_ready).then(|| match show(&parts.pool, &parts.stream) {
             0 => LEGACY_DEFAULT,
             handle => handle,
         });
@@ -246,7 +244,7 @@ impl DeviceBuffer {
         if dl_device.is_some_and(|wanted| wanted != device) || copy == Some(true) {
             return Err(PyBufferError::new_err("the buffer is shared as it is, where it is"));
         }
-        let consumer = stream.unwrap_or(LEGACY_DEFAULT);
+        let consumer = stream.unwrap_or(LEGACY_DEFAULT as i64);
         match consumer {
             -1 => {}
             0 => {
@@ -257,11 +255,8 @@ impl DeviceBuffer {
             _ => self.order_before(py, consumer)?,
         }
         let parts = self.get(py)?;
-        let keep = Released::new(Taken {
-            buffer: parts.buffer.clone(),
-            pool: Arc::clone(&parts.pool),
-            consumer: usize::try_from(consumer).ok(),
-        });
+        let consumer = usize::try_from(consumer).ok();
+        let keep = Released::new(Taken::new(parts.buffer.clone(), Arc::clone(&parts.pool), consumer));
         let is_versioned = max_version.is_some_and(|(major, _)| major >= 1);
         dlpack::capsule(py, parts.buffer.address(), device, &self.layout, Box::new(keep), is_versioned)
     }
@@ -272,23 +267,6 @@ impl DeviceBuffer {
 
     fn __repr__(&self) -> String {
         format!("<headrace.cuda.DeviceBuffer {:?} of {}>", self.layout.shape, self.layout.typestr)
-    }
-}
-
-/// Memory that another library has taken over, and the stream on which it said that it uses it.
-struct Taken {
-    buffer: headrace_cuda::DeviceBuffer,
-    pool: Arc<Pool>,
-    consumer: Option<usize>,
-}
-
-impl Drop for Taken {
-    /// What the library has queued there up to now may still use the memory.
-    fn drop(&mut self) {
-        if let (Some(handle), Ok(pool)) = (self.consumer, self.pool.native()) {
-            // The stream may be gone, and then nothing is queued there.
-            let _ = self.buffer.record_use(&pool.external(handle));
-        }
     }
 }
 

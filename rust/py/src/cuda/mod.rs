@@ -8,7 +8,7 @@
 //! | [`pool`], [`leasing`] | `StreamPool`; what `lease` returns |
 //! | [`stream`], [`event`] | `Stream`, a lent or foreign one; `Event` |
 //! | [`copies`], [`host`] | copies from and to Python's buffers; the bytes of a buffer, without the interpreter |
-//! | [`buffer`], [`dlpack`] | `DeviceBuffer`; how other libraries take it over |
+//! | [`buffer`], [`dlpack`], [`taken`] | `DeviceBuffer`; how other libraries take it over, and let go of it |
 //! | [`pending`] | an awaitable for whatever the crate's futures give |
 //! | [`release`] | a thread that lets go of what Python has dropped |
 //!
@@ -27,3 +27,4 @@ pub(crate) mod probe;
 mod release;
 mod settings;
 pub(crate) mod stream;
+mod taken;

@@ -16,6 +16,7 @@ use super::probe::facts;
 use super::release::Released;
 use super::settings::{Given, Opened, open};
 use super::stream::Stream;
+use super::taken::Shown;
 use crate::errors::cuda_error;
 
 /// A pool and what is made once for all its streams. Streams and buffers hold it too, so that what they need
@@ -24,6 +25,7 @@ pub(super) struct Pool {
     native: Released<headrace_cuda::StreamPool>,
     simulation: Option<Simulation>,
     spin: OnceLock<SpinKernel>,
+    shown: Released<Shown>,
     pub(super) place: LoopPlace,
 }
 
@@ -41,6 +43,11 @@ impl Pool {
         let kernel = SpinKernel::load(self.native()?.device())?;
         // Another thread may have been faster; then its kernel is used.
         Ok(self.spin.get_or_init(|| kernel))
+    }
+
+    /// Its streams that others may name.
+    pub(super) fn shown(&self) -> Option<&Shown> {
+        self.shown.get()
     }
 
     pub(super) fn ordinal(&self) -> usize {
@@ -66,6 +73,7 @@ impl Pool {
             native: Released::new(native),
             simulation,
             spin: OnceLock::new(),
+            shown: Released::new(Shown::default()),
             place: LoopPlace::default(),
         }))
     }

@@ -16,6 +16,7 @@ use super::leasing::wait_on_thread;
 use super::pending::{Pending, done, ends};
 use super::pool::{Pool, refuse_on_loop};
 use super::release::let_go;
+use super::taken::show;
 use crate::errors::cuda_error;
 use crate::runtime::is_forked;
 
@@ -142,7 +143,8 @@ impl Stream {
     /// The driver's handle.
     #[getter]
     fn handle(&self, py: Python<'_>) -> PyResult<usize> {
-        Ok(self.parts(py)?.1.handle())
+        let (pool, native) = self.parts(py)?;
+        Ok(show(&pool, &native))
     }
 
     fn __int__(&self, py: Python<'_>) -> PyResult<usize> {
@@ -270,7 +272,7 @@ impl Stream {
         if pool.is_simulated() {
             return Err(PyValueError::new_err("a simulated stream is no stream of another library"));
         }
-        py.import("headrace._interop")?.getattr(function)?.call1((native.handle(), self.ordinal))
+        py.import("headrace._interop")?.getattr(function)?.call1((show(&pool, &native), self.ordinal))
     }
 }
 
