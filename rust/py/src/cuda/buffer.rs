@@ -215,8 +215,8 @@ impl DeviceBuffer {
         interface.set_item("typestr", &self.layout.typestr)?;
         interface.set_item("data", (parts.buffer.address(), false))?;
         interface.set_item("strides", py.None())?;
-        let ready = parts.buffer.ready();
-        let is_ready = py.detach(|| ready.is_none_or(|event| event.query().unwrap_or(false)));
+        // What is there may be held by a thread that calls the driver.
+        let is_ready = py.detach(|| parts.buffer.ready().is_none_or(|event| event.query().unwrap_or(false)));
         let stream = (!is_ready).then(|| match show(&parts.pool, &parts.stream) {
             0 => LEGACY_DEFAULT,
             handle => handle,

@@ -170,7 +170,9 @@ impl StreamPool {
 
     /// The stream of that number; 0 is the device's default stream.
     fn resolve(&self, py: Python<'_>, id: u32) -> PyResult<Option<Stream>> {
-        Ok(self.native(py)?.resolve(id).map(|stream| Stream::foreign(&self.pool, stream)))
+        let pool = self.native(py)?;
+        let found = py.detach(|| pool.resolve(id));
+        Ok(found.map(|stream| Stream::foreign(&self.pool, stream)))
     }
 
     /// A stream that others have made and keep alive.

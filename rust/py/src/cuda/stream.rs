@@ -136,8 +136,16 @@ impl Stream {
 
     /// Whether it can still be used.
     #[getter]
-    fn live(&self) -> bool {
-        !is_forked() && self.held.lock().as_ref().is_some_and(|held| held.native.is_live())
+    fn live(&self, py: Python<'_>) -> bool {
+        let native = self.held.lock().as_ref().map(|held| held.native.clone());
+        // The end of a lease waits for calls into the driver, and this for the end of a lease.
+        native.is_some_and(|native| {
+            py.detach(move || {
+                let is_live = !is_forked() && native.is_live();
+                drop(native);
+                is_live
+            })
+        })
     }
 
     /// The driver's handle.
@@ -260,8 +268,8 @@ impl Stream {
         self.give_back(py);
     }
 
-    fn __repr__(&self) -> String {
-        let state = if self.live() { "" } else { ", released" };
+    fn __repr__(&self, py: Python<'_>) -> String {
+        let state = if self.live(py) { "" } else { ", released" };
         format!("<headrace.cuda.Stream {} of device {}, {}{state}>", self.id, self.ordinal, self.kind())
     }
 }

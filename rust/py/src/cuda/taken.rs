@@ -50,11 +50,7 @@ pub(super) struct Taken {
 
 impl Taken {
     /// For the consumer's stream, if it uses one.
-    pub(super) fn new(
-        buffer: headrace_cuda::DeviceBuffer,
-        pool: Arc<Pool>,
-        consumer: Option<usize>,
-    ) -> Self {
+    pub(super) fn new(buffer: headrace_cuda::DeviceBuffer, pool: Arc<Pool>, consumer: Option<usize>) -> Self {
         let keeper = consumer.and_then(|handle| POOLS.lock().get(&handle).and_then(Weak::upgrade));
         let behind = if keeper.is_some() { consumer } else { consumer.map(|_| LEGACY_DEFAULT) };
         Self { buffer, pool, behind, _keeper: keeper }
