@@ -88,6 +88,20 @@ async def test_a_batch_is_taken_only_when_there_is_a_stream(kind):
             assert len(model.lent) == 1
 
 
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_close_does_not_wait_for_a_stream_that_nothing_wants_any_more(kind):
+    model = Model(kind, 100)
+    async with pooled(max_streams=1) as pool, pool.lease():
+        batcher = hr.Batcher(model.function, streams=pool)
+        waiting = asyncio.ensure_future(batcher.submit(1))
+        await eventually(lambda: pool.stats().waiting == 1)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        assert await asyncio.wait_for(batcher.aclose(), GUARD)
+        await eventually(lambda: pool.stats().waiting == 0)
+    assert model.lent == []
+
+
 async def test_without_a_pool_there_is_no_stream_and_one_worker():
     seen = []
 

@@ -156,13 +156,16 @@ class Tasks:
         for number in list(self._seats):
             self._leave(number)
         tasks = [task for task in self._tasks.values() if not task.done()]
-        if self._dispatcher is not None:
-            tasks.append(self._dispatching)
         if abandon:
             for task in tasks:
                 task.cancel()
         elif tasks:
             await asyncio.wait(tasks)
+        if self._dispatcher is not None:
+            # Nothing is left to take, and it may wait for a stream that others have for long.
+            self._dispatching.cancel()
+            if not abandon:
+                await asyncio.wait([self._dispatching])
         await self._stop_all()
 
     async def _stop_all(self) -> None:
