@@ -112,7 +112,8 @@ async def main():
     if child == 0:
         try:
             for use in (cuda.StreamPool, cuda.device_count, cuda.devices, pool.try_lease, stream.query,
-                        stream.record_event, lambda: buffer.address, lambda: cuda.external_stream(16)):
+                        stream.record_event, lambda: buffer.address, lambda: cuda.external_stream(16),
+                        pool.stats, pool.wait_lost, pool.close, lambda: repr(pool)):
                 raises(hr.CudaForkError, use)
             assert not cuda.is_available() and "fork" in cuda.unavailable_reason()
             stream.release()

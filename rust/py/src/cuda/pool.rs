@@ -24,6 +24,8 @@ use crate::errors::cuda_error;
 pub(super) struct Pool {
     native: Released<headrace_cuda::StreamPool>,
     simulation: Option<Simulation>,
+    /// The process that made it.
+    made_by: u32,
     spin: OnceLock<SpinKernel>,
     shown: Released<Shown>,
     pub(super) place: LoopPlace,
@@ -31,7 +33,13 @@ pub(super) struct Pool {
 
 impl Pool {
     /// The pool; it is there until nobody holds this.
+    ///
+    /// # Errors
+    /// This is a fork of the process that made it, where threads that are not there may hold its locks.
     pub(super) fn native(&self) -> Result<&headrace_cuda::StreamPool, CudaError> {
+        if std::process::id() != self.made_by {
+            return Err(CudaError::Forked);
+        }
         self.native.get().ok_or(CudaError::PoolClosed)
     }
 
@@ -72,6 +80,7 @@ impl Pool {
         Ok(Arc::new(Self {
             native: Released::new(native),
             simulation,
+            made_by: std::process::id(),
             spin: OnceLock::new(),
             shown: Released::new(Shown::default()),
             place: LoopPlace::default(),
