@@ -11,25 +11,34 @@ use crate::runtime::is_forked;
 
 const THREAD_NAME: &str = "headrace-cuda-drop";
 
+type Dropped = Box<dyn Any + Send>;
+
 /// Lets go of it on another thread. In a forked child, where that thread does not exist and the driver must not
 /// be called, never.
 pub(super) fn let_go<T: Send + 'static>(thing: T) {
-    static THREAD: OnceLock<Option<Sender<Box<dyn Any + Send>>>> = OnceLock::new();
     if is_forked() {
         mem::forget(thing);
         return;
     }
-    let thread = THREAD.get_or_init(|| {
-        let (sender, dropped) = channel::<Box<dyn Any + Send>>();
-        let work = move || dropped.into_iter().for_each(drop);
-        std::thread::Builder::new().name(THREAD_NAME.to_owned()).spawn(work).ok().map(|_| sender)
-    });
-    match thread {
+    match thread() {
         // The thread never ends, so that nothing comes back.
         Some(sender) => drop(sender.send(Box::new(thing))),
         // Without a thread it is kept: better than a loop that is blocked.
         None => mem::forget(thing),
     }
+}
+
+/// The way to the thread, which is started at the first use. Where none can be, the next use tries again.
+fn thread() -> Option<&'static Sender<Dropped>> {
+    static THREAD: OnceLock<Sender<Dropped>> = OnceLock::new();
+    if let Some(sender) = THREAD.get() {
+        return Some(sender);
+    }
+    let (sender, dropped) = channel::<Dropped>();
+    let work = move || dropped.into_iter().for_each(drop);
+    std::thread::Builder::new().name(THREAD_NAME.to_owned()).spawn(work).ok()?;
+    // Another thread may have been faster; then this one's ends with its sender.
+    Some(THREAD.get_or_init(|| sender))
 }
 
 /// Something that is let go of by [`let_go`].
