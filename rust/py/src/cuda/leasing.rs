@@ -181,8 +181,11 @@ pub(super) fn wait_on_thread<T: Send>(
         if let Poll::Ready(ended) = polled {
             return ended.map_err(|error| cuda_error(py, &error));
         }
-        py.check_signals()?;
-        check_fork(py)?;
+        if let Err(error) = py.check_signals().and_then(|()| check_fork(py)) {
+            // It may have been granted a stream meanwhile, which goes back through the driver.
+            py.detach(move || drop(future));
+            return Err(error);
+        }
         if is_exiting() {
             // Only daemon threads are left, and whatever this one did next would be cut short.
             py.detach(|| {
