@@ -847,11 +847,13 @@ class Stream:
         """
 
     def copy_to_device(self, buffer: Any) -> CudaPending[DeviceBuffer]:
-        """Copy a contiguous buffer (``bytes``, ``bytearray``, ``memoryview``, an array) to the device. It
-        begins in this call; await it for the :class:`DeviceBuffer`.
+        """Copy a contiguous buffer (``bytes``, ``bytearray``, ``memoryview``, an array) to the device.
+        Await it for the :class:`DeviceBuffer`.
 
-        The bytes go through pinned memory. Up to 64 KiB they are copied there in this call; more is copied by
-        a thread, so do not change the buffer before this was awaited.
+        The bytes go through pinned memory. Up to 64 KiB they are copied there and the device's copy is put
+        into the stream in this call; more is copied by a thread, which puts the device's copy into the stream
+        later. So do not change the buffer before this was awaited, and what else you put into the stream
+        comes behind the copy only from then on.
 
         Raises:
             BufferError: it is no contiguous buffer.
@@ -863,7 +865,10 @@ class Stream:
         """
 
     def copy_to_host(self, buffer: DeviceBuffer, out: Any = None) -> CudaPending[Any]:
-        """Copy a buffer of the device to the host. It begins in this call; await it for the bytes.
+        """Copy a buffer of the device to the host. Await it for the bytes.
+
+        Up to 64 KiB the copy is put into the stream in this call. More is by a thread later, which has to find
+        pinned memory first: do not have the buffer written to before this was awaited.
 
         Args:
             buffer: what to copy. The stream waits for what other streams have written to it.

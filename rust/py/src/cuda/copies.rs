@@ -1,7 +1,7 @@
 //! Copies between Python's buffers and a device, through pinned memory. Small buffers are copied to and from it
 //! where the copy is asked for, with the interpreter released; large ones on threads of their own, so that the
-//! loop goes on. A copy begins when it is asked for, and whoever is cancelled gives up the news, not the copy:
-//! pinned memory is not used again before its event, and a Python buffer is held until it was read.
+//! loop goes on, and these put the device's copy into the stream. Whoever is cancelled gives up the news, not
+//! the copy: pinned memory is not used again before its event, and a Python buffer is held until it was read.
 
 use std::sync::Arc;
 
