@@ -14,6 +14,7 @@ from typing import Any
 
 import headrace as hr
 import pytest
+from headrace._loop import current_hub
 
 from pool import serve_pool
 from scrapes import Scrape, fetch, get, says
@@ -157,6 +158,43 @@ async def test_a_loop_that_is_blocked_is_named_while_it_is():
         await says(address, "/ready", 200)
         await eventually(lambda: Scrape().rise(before, "loop_lag_seconds_sum") > 0.2)
         await eventually(lambda: Scrape().get("loop_blocked_seconds") < 0.2)
+
+
+@pytest.mark.parametrize("closed", [False, True], ids=["stopped", "closed"])
+async def test_a_loop_that_was_left_is_not_blocked(closed: bool):
+    async with hr.serve(echo, metrics=ANY, ping_interval=0.2) as worker:
+        left: list[Any] = []
+
+        def leave() -> None:
+            loop = asyncio.new_event_loop()
+
+            async def uses() -> None:
+                router = hr.Router(worker.address)
+                assert await router.call("hello") == "hello"
+                left.extend((loop, router, current_hub()))
+
+            loop.run_until_complete(uses())
+            if closed:
+                loop.close()
+
+        await asyncio.to_thread(leave)
+        loop, _, hub = left
+        # It has been asked for a turn that it will not have: this loop has had one since.
+        before = Scrape()
+        await eventually(lambda: Scrape().rise(before, "loop_lag_seconds_count") >= 2.0)
+        await says(worker.metrics_address, "/live", 200)
+        await says(worker.metrics_address, "/ready", 200)
+        assert Scrape().get("loop_blocked_seconds") < 0.2
+        if closed:
+            # The next loop lets go of it.
+            await asyncio.to_thread(lambda: asyncio.run(_with_hub()))
+            assert hub.closed
+        else:
+            loop.close()
+
+
+async def _with_hub() -> None:
+    current_hub()
 
 
 async def _blocked_until(event: threading.Event) -> bool:

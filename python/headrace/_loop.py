@@ -36,10 +36,15 @@ def current_hub() -> LoopHub:
 
 
 def _forget_closed() -> None:
-    """Let go of the loops that have ended: a hub holds its loop, so their entries would keep each other."""
+    """Let go of the loops that have ended: a hub holds its loop, so their entries would keep each other.
+
+    What they still had open is closed too: their runner may have closed them without a word.
+    """
     for loop in [loop for loop in _hubs if loop.is_closed()]:
-        _hubs.pop(loop, None)
+        hub = _hubs.pop(loop, None)
         _sentinels.pop(loop, None)
+        if hub is not None:
+            hub.close()
 
 
 def _close_before(loop: asyncio.AbstractEventLoop, hub: LoopHub) -> None:

@@ -126,7 +126,10 @@ async fn a_router_without_a_worker_is_not_ready() {
 
 /// A loop whose turns come when the test allows them.
 #[derive(Default)]
-struct Blockable(AtomicBool);
+struct Blockable {
+    blocked: AtomicBool,
+    stopped: AtomicBool,
+}
 
 impl EventLoop for Blockable {
     fn name(&self) -> String {
@@ -134,11 +137,15 @@ impl EventLoop for Blockable {
     }
 
     fn ask(&self, turn: Box<dyn FnOnce() + Send>) {
-        if !self.0.load(Ordering::SeqCst) {
+        if !self.blocked.load(Ordering::SeqCst) {
             return turn();
         }
         // As a queue does that nobody empties.
         std::mem::forget(turn);
+    }
+
+    fn is_running(&self) -> bool {
+        !self.stopped.load(Ordering::SeqCst)
     }
 }
 
@@ -151,11 +158,35 @@ async fn a_loop_that_has_no_turn_is_named() {
     let weak = Arc::downgrade(&event_loop);
     watch_loop(weak);
     says(&port, "/live", "200", "").await;
-    event_loop.0.store(true, Ordering::SeqCst);
+    event_loop.blocked.store(true, Ordering::SeqCst);
     says(&port, "/live", "503", "the loop of a test has had no turn for").await;
     says(&port, "/ready", "503", "the loop of a test has had no turn for").await;
     drop(event_loop);
     says(&port, "/live", "200", "\"reasons\": []").await;
+    net.close().await;
+}
+
+/// Another loop tells, in its turn.
+#[tokio::test]
+async fn a_loop_that_was_stopped_is_not_frozen_and_one_that_runs_again_may_be() {
+    let net = Net::start().await;
+    let port = port();
+    port.watch(net.worker.reports(), FROZEN_AFTER);
+    let (turning, silent) = (Arc::new(Blockable::default()), Arc::new(Blockable::default()));
+    silent.blocked.store(true, Ordering::SeqCst);
+    for event_loop in [&silent, &turning] {
+        let weak = Arc::downgrade(event_loop);
+        watch_loop(weak);
+    }
+    says(&port, "/live", "503", "the loop of a test has had no turn for").await;
+    silent.stopped.store(true, Ordering::SeqCst);
+    says(&port, "/live", "200", "").await;
+    says(&port, "/metrics", "200", "headrace_loop_blocked_seconds 0\n").await;
+    silent.stopped.store(false, Ordering::SeqCst);
+    says(&port, "/live", "503", "the loop of a test has had no turn for").await;
+    drop(silent);
+    says(&port, "/live", "200", "").await;
+    drop(turning);
     net.close().await;
 }
 

@@ -1,7 +1,7 @@
 //! Whether event loops turn. While metrics are read, each loop is asked for a turn every half second, by what
 //! it is always woken with; how long that takes is its lag, and one that does not answer is blocked.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -24,12 +24,24 @@ pub trait EventLoop: Send + Sync {
 
     /// Has `turn` called on the loop's thread, soon. One that has ended drops it.
     fn ask(&self, turn: Box<dyn FnOnce() + Send>);
+
+    /// Whether it runs at present: one that was stopped has no turns, and nothing blocks it. Called by another
+    /// loop in its turn, on that one's thread.
+    fn is_running(&self) -> bool;
 }
 
-/// One loop, and since when it has been asked for a turn: 0 while it has not.
+/// One loop, and what it was asked.
 struct Watched {
     event_loop: Weak<dyn EventLoop>,
-    asked_ns: Arc<AtomicU64>,
+    asked: Arc<Asked>,
+}
+
+#[derive(Default)]
+struct Asked {
+    /// Since when it has been asked for a turn: 0 while it has not.
+    since_ns: AtomicU64,
+    /// Another loop has found that it does not run, and so need not answer.
+    stopped: AtomicBool,
 }
 
 static LOOPS: Mutex<Vec<Watched>> = Mutex::new(Vec::new());
@@ -40,7 +52,7 @@ static ASKING: Mutex<Option<AbortHandle>> = Mutex::new(None);
 pub fn watch_loop(event_loop: Weak<dyn EventLoop>) {
     let mut loops = LOOPS.lock();
     loops.retain(|watched| watched.event_loop.strong_count() > 0);
-    loops.push(Watched { event_loop, asked_ns: Arc::default() });
+    loops.push(Watched { event_loop, asked: Arc::default() });
 }
 
 /// Begins to ask the loops of this process for turns. Once is enough, as long as the runtime lives.
@@ -63,9 +75,15 @@ pub fn blocked_loops(bound: Duration) -> Vec<(String, Duration)> {
 }
 
 impl Watched {
+    fn is_asked(&self) -> bool {
+        self.asked.since_ns.load(Ordering::Acquire) > 0
+    }
+
+    /// For how long; one that does not run is not waited for.
     fn asked_for(&self) -> Option<Duration> {
-        let asked_ns = self.asked_ns.load(Ordering::Acquire);
-        (asked_ns > 0).then(|| Duration::from_nanos(now_ns().saturating_sub(asked_ns)))
+        let since_ns = self.asked.since_ns.load(Ordering::Acquire);
+        let waited_for = since_ns > 0 && !self.asked.stopped.load(Ordering::Acquire);
+        waited_for.then(|| Duration::from_nanos(now_ns().saturating_sub(since_ns)))
     }
 }
 
@@ -82,35 +100,56 @@ fn ask_all() {
     LOOPS.lock().retain(|watched| {
         let event_loop = watched.event_loop.upgrade();
         let lives = event_loop.is_some();
-        if watched.asked_ns.load(Ordering::Acquire) == 0 {
-            asked.extend(event_loop.map(|event_loop| (event_loop, Arc::clone(&watched.asked_ns))));
+        if !watched.is_asked() {
+            asked.extend(event_loop.map(|event_loop| (event_loop, Arc::clone(&watched.asked))));
         }
         lives
     });
-    for (event_loop, asked_ns) in asked {
-        // Never 0, which stands for none.
-        let began_ns = now_ns().max(1);
-        asked_ns.store(began_ns, Ordering::Release);
-        let turn = Turn { began_ns, asked_ns };
+    // Never 0, which stands for none. All are marked before one is asked: the first to answer looks at others.
+    let began_ns = now_ns().max(1);
+    for (_, asked) in &asked {
+        asked.since_ns.store(began_ns, Ordering::Release);
+    }
+    for (event_loop, asked) in asked {
+        let turn = Turn { began_ns, asked };
         event_loop.ask(Box::new(move || turn.came()));
+    }
+}
+
+/// Looks which of the loops that have not answered run at all. Only a loop in its turn can tell of others: a
+/// thread of the runtime would wait for the interpreter as long as something blocks that.
+fn look_at_silent() {
+    let silent = |watched: &Watched| {
+        let event_loop = watched.event_loop.upgrade().filter(|_| watched.is_asked())?;
+        Some((event_loop, Arc::clone(&watched.asked)))
+    };
+    // Asked without the lock, since it calls into the interpreter.
+    let silent: Vec<_> = LOOPS.lock().iter().filter_map(silent).collect();
+    for (event_loop, asked) in silent {
+        asked.stopped.store(!event_loop.is_running(), Ordering::Release);
     }
 }
 
 /// A turn that a loop was asked for; one that is dropped will not come, and is not waited for.
 struct Turn {
     began_ns: u64,
-    asked_ns: Arc<AtomicU64>,
+    asked: Arc<Asked>,
 }
 
 impl Turn {
     fn came(self) {
-        LAG.observe_ns(now_ns().saturating_sub(self.began_ns));
+        if !self.asked.stopped.load(Ordering::Acquire) {
+            LAG.observe_ns(now_ns().saturating_sub(self.began_ns));
+        }
+        drop(self);
+        look_at_silent();
     }
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        self.asked_ns.store(0, Ordering::Release);
+        self.asked.stopped.store(false, Ordering::Release);
+        self.asked.since_ns.store(0, Ordering::Release);
     }
 }
 

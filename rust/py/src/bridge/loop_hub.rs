@@ -20,6 +20,11 @@ impl LoopHub {
     pub(crate) const fn hub(&self) -> &Arc<Hub> {
         &self.hub
     }
+
+    fn loop_is_closed(&self, py: Python<'_>) -> bool {
+        let closed = self.hub.event_loop.call_method0(py, "is_closed");
+        closed.and_then(|closed| closed.is_truthy(py)).unwrap_or(false)
+    }
 }
 
 impl EventLoop for Hub {
@@ -29,6 +34,18 @@ impl EventLoop for Hub {
 
     fn ask(&self, turn: Box<dyn FnOnce() + Send>) {
         self.put(Event::Run(turn));
+    }
+
+    fn is_running(&self) -> bool {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "a loop calls it in its turn, whose thread is attached"
+        )]
+        Python::attach(|py| {
+            let running = self.event_loop.call_method0(py, "is_running");
+            // A loop that cannot say so is taken to run: a frozen one must be found.
+            running.and_then(|running| running.is_truthy(py)).unwrap_or(true)
+        })
     }
 }
 
@@ -89,6 +106,11 @@ impl LoopHub {
         if !self.hub.is_loop_thread() {
             self.hub.abandon(py);
             self.hub.close();
+            if self.loop_is_closed(py) {
+                // It calls nobody back any more, and this would keep the hub for good.
+                let loop_side = self.hub.loop_side.lock().take();
+                drop(loop_side);
+            }
             return;
         }
         self.hub.close();
