@@ -101,6 +101,18 @@ async fn a_worker_is_not_ready_while_its_queue_is_full_and_when_it_drains() {
 }
 
 #[tokio::test]
+async fn a_worker_that_its_owner_declares_unready_is_not_ready() {
+    let net = Net::start().await;
+    let port = port();
+    port.watch(net.worker.reports(), FROZEN_AFTER);
+    net.worker.declare_unready(Some("its model is being replaced".to_owned()));
+    says(&port, "/ready", "503", "its model is being replaced").await;
+    net.worker.declare_unready(None);
+    says(&port, "/ready", "200", "\"reasons\": []").await;
+    net.close().await;
+}
+
+#[tokio::test]
 async fn a_device_that_has_failed_for_good_makes_the_process_unready() {
     let net = Net::start().await;
     let port = port();

@@ -33,6 +33,8 @@ impl Reports for Reporting {
         if shared.is_draining() {
             reasons.push("it is draining".to_owned());
         }
+        // What its owner says.
+        reasons.extend(shared.declared.lock().clone());
         if shared.admission.is_full() {
             let (running, queued) = shared.admission.load();
             reasons.push(format!("its queue is full: {running} requests running and {queued} queued"));
