@@ -5,7 +5,7 @@ mod support;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use headrace::health::{set_fit, set_unfit};
 use headrace::metrics::{EventLoop, watch_loop};
@@ -13,7 +13,7 @@ use headrace::port::Port;
 use headrace::{Address, RouterConfig, StartError, WorkerConfig};
 use support::{Net, guard, local, options};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixListener};
 use tokio::runtime::Handle;
 
 const FROZEN_AFTER: Duration = Duration::from_millis(50);
@@ -292,6 +292,15 @@ async fn the_ports_of_worker_processes_are_one_scrape() {
     assert_eq!(text.matches("# TYPE headrace_worker_requests_total").count(), 1);
     says(&merged, "/ready", "200", "it is not there").await;
     says(&merged, "/live", "200", "").await;
+    // One that is frozen: the system connects to it, and nobody reads.
+    let frozen = UnixListener::bind(&sockets[2]).unwrap();
+    let (status, body) = get(&merged, "/ready").await;
+    assert!(status.contains("200") && body.contains("it was not waited for"), "{body}");
+    let began = Instant::now();
+    let (status, body) = get(&merged, "/live").await;
+    assert!(status.contains("503") && body.contains("worker process 2: it does not answer"), "{body}");
+    assert!(began.elapsed() < Duration::from_millis(1_800), "it waited for as long as a scrape may");
+    drop(frozen);
     drop(parts);
     says(&merged, "/ready", "503", "worker process 1: it is not there").await;
     net.close().await;

@@ -14,8 +14,15 @@ use tokio::net::UnixStream;
 
 use super::http::Page;
 
-/// How long it may take: a process that is stopped shall not hold up the scrape of the others.
-const TIME_MAX: Duration = Duration::from_secs(2);
+/// How long it may take: a process that is stopped shall not hold up the scrape of the others. Whoever asks for
+/// health waits for a second, often, and such an answer takes no time to make.
+const fn time_max(page: Page) -> Duration {
+    match page {
+        Page::Metrics => Duration::from_secs(2),
+        Page::Live | Page::Ready => Duration::from_millis(500),
+    }
+}
+
 /// Bytes of an answer: many times what a process with all the series it may have says.
 const BODY_BYTES_MAX: usize = 16 * 1024 * 1024;
 
@@ -26,6 +33,8 @@ pub(super) enum Silence {
     Absent,
     /// It is there, and says nothing of use.
     Mute,
+    /// It was not waited for: what another one said was enough.
+    Unheard,
 }
 
 /// What a worker process answers, and whether it is well.
@@ -34,7 +43,7 @@ pub(super) async fn ask(socket: &Path, page: Page) -> Result<(bool, Bytes), Sile
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Silence::Absent,
         _ => Silence::Mute,
     })?;
-    let answer = tokio::time::timeout(TIME_MAX, exchange(stream, page)).await;
+    let answer = tokio::time::timeout(time_max(page), exchange(stream, page)).await;
     answer.ok().flatten().ok_or(Silence::Mute)
 }
 

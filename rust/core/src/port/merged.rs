@@ -27,18 +27,23 @@ impl Merged {
         Self { sockets }
     }
 
-    /// Asks all at once; the answers stand in the order of the processes.
+    /// Asks all at once; the answers stand in the order of the processes. One that is ready is enough to be
+    /// ready, and the others are not waited for.
     async fn ask_all(&self, page: Page) -> Vec<Answered> {
         let mut asking = JoinSet::new();
         for (number, socket) in self.sockets.iter().cloned().enumerate() {
             asking.spawn(async move { (number, ask(&socket, page).await) });
         }
-        let mut answers = vec![Err(Silence::Mute); self.sockets.len()];
+        let mut answers = vec![Err(Silence::Unheard); self.sockets.len()];
         while let Some(answered) = asking.join_next().await {
             if let Ok((number, answer)) = answered
                 && let Some(place) = answers.get_mut(number)
             {
+                let is_enough = page == Page::Ready && matches!(answer, Ok((true, _)));
                 *place = answer;
+                if is_enough {
+                    break;
+                }
             }
         }
         answers
@@ -104,7 +109,9 @@ fn label(body: &mut String, line: &str, number: usize) {
 /// A process that is not there is started again, so it is no reason to end the parent; one that does not
 /// answer is.
 fn live(answers: &[Answered]) -> Answer {
-    let dead = |(_, answer): &(usize, &Answered)| matches!(answer, Ok((false, _)) | Err(Silence::Mute));
+    let dead = |(_, answer): &(usize, &Answered)| {
+        matches!(answer, Ok((false, _)) | Err(Silence::Mute | Silence::Unheard))
+    };
     let reasons: Vec<_> = answers.iter().enumerate().filter(dead).flat_map(reasons).collect();
     let body = json!({ "live": reasons.is_empty(), "reasons": reasons, "worker_processes": each(answers) });
     Answer::json(reasons.is_empty(), &body)
@@ -135,6 +142,7 @@ const fn why(silence: Silence) -> &'static str {
     match silence {
         Silence::Absent => "it is not there: it starts, or has ended",
         Silence::Mute => "it does not answer",
+        Silence::Unheard => "it was not waited for: another one is ready",
     }
 }
 
@@ -143,6 +151,9 @@ fn each(answers: &[Answered]) -> Vec<Value> {
         Ok((_, body)) => {
             let says: Value = serde_json::from_slice(body).unwrap_or_default();
             json!({ "worker_process": number, "up": true, "says": says })
+        }
+        Err(Silence::Unheard) => {
+            json!({ "worker_process": number, "up": null, "reasons": [why(Silence::Unheard)] })
         }
         Err(silence) => json!({ "worker_process": number, "up": false, "reasons": [why(*silence)] }),
     };
