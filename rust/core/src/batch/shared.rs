@@ -309,12 +309,14 @@ impl<T: Send + 'static, P: Reply<T>> metrics::Counted for Shared<T, P> {
 impl<T: Send + 'static, P: Reply<T>> Drop for Shared<T, P> {
     /// Nobody is left who could take what waits. Batches keep it alive, so none is in flight.
     fn drop(&mut self) {
+        #[cfg(not(headrace_model))]
+        let place = std::ptr::from_ref(self).cast();
         let mut decided = Vec::new();
         let now_ns = self.clock.now_ns();
         let queue = &mut self.state.get_mut().queue;
         queue.close(now_ns, &mut decided);
         #[cfg(not(headrace_model))]
-        metrics::gone(&queue.config.name, &queue.snapshot());
+        metrics::gone(&queue.config.name, place, &queue.snapshot());
         tell_all(decided);
     }
 }

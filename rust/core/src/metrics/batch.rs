@@ -19,10 +19,17 @@ pub(crate) trait Counted: Send + Sync {
     fn counts(&self) -> BatchStats;
 }
 
+/// A batcher, and its counts as they were told last: it may be going at this moment.
+struct Known {
+    batcher: Weak<dyn Counted>,
+    last: BatchStats,
+}
+
 /// The batchers of one name.
 #[derive(Default)]
 struct OfName {
-    live: Vec<Weak<dyn Counted>>,
+    /// Each until it has said that it is gone.
+    live: Vec<Known>,
     /// Of those that are gone.
     gone: BatchStats,
 }
@@ -31,27 +38,33 @@ static BATCHERS: Named<Mutex<OfName>> = Named::new();
 
 /// Has a batcher's counts told from now on.
 pub(crate) fn watch(name: &str, batcher: Weak<dyn Counted>) {
-    let mut known = BATCHERS.get(name).lock();
-    known.live.retain(|batcher| batcher.strong_count() > 0);
-    known.live.push(batcher);
+    BATCHERS.get(name).lock().live.push(Known { batcher, last: BatchStats::default() });
 }
 
-/// A batcher is going: these were its last counts.
-pub(crate) fn gone(name: &str, last: &BatchStats) {
-    BATCHERS.get(name).lock().gone.add(last);
+/// The batcher at this place is going: these were its last counts.
+pub(crate) fn gone(name: &str, batcher: *const (), last: &BatchStats) {
+    let mut known = BATCHERS.get(name).lock();
+    known.live.retain(|known| known.batcher.as_ptr().cast() != batcher);
+    known.gone.add(last);
 }
 
 pub(super) fn collect(samples: &mut Samples) {
     for (name, batchers) in BATCHERS.each() {
-        let (live, gone) = {
-            let known = batchers.lock();
-            let live: Vec<_> = known.live.iter().filter_map(Weak::upgrade).collect();
-            (live, known.gone.clone())
-        };
-        collect_one(&name, &gone, samples);
-        for batcher in live {
-            collect_one(&name, &batcher.counts(), samples);
+        // Dropped after the lock: whoever holds the last of a batcher says that it is gone.
+        let mut alive = Vec::new();
+        let mut known = batchers.lock();
+        let mut gone = known.gone.clone();
+        for known in &mut known.live {
+            if let Some(batcher) = known.batcher.upgrade() {
+                known.last = batcher.counts();
+                collect_one(&name, &known.last, samples);
+                alive.push(batcher);
+            } else {
+                gone.add(&known.last);
+            }
         }
+        drop(known);
+        collect_one(&name, &gone, samples);
     }
 }
 
@@ -86,5 +99,52 @@ fn collect_one(name: &str, stats: &BatchStats, samples: &mut Samples) {
         (&names::BATCH_EXECUTION, &stats.execution),
     ] {
         samples.histogram(family, &[name], histogram.cumulative(), histogram.sum());
+    }
+}
+
+#[cfg(all(test, not(headrace_model)))]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    const NAME: &str = "a batcher that goes";
+
+    /// One that has had so many items.
+    struct Batcher(u64);
+
+    impl Counted for Batcher {
+        fn counts(&self) -> BatchStats {
+            BatchStats { submitted: self.0, queued: 1, ..BatchStats::default() }
+        }
+    }
+
+    fn told() -> [f64; 2] {
+        let mut samples = Samples::default();
+        collect(&mut samples);
+        let families = samples.into_families();
+        [&names::BATCH_SUBMITTED, &names::BATCH_QUEUED].map(|family| {
+            let found = families.iter().find(|found| found.name() == family.name);
+            let series = found.into_iter().flat_map(|found| found.get_metric());
+            let of_name = series.filter(|series| series.get_label()[0].value() == NAME);
+            of_name.map(|series| series.get_counter().get_value() + series.get_gauge().get_value()).sum()
+        })
+    }
+
+    #[test]
+    fn no_count_falls_between_a_batchers_last_reference_and_its_last_word() {
+        let [going, staying] = [7, 2].map(|count| Arc::new(Batcher(count)));
+        for batcher in [&going, &staying] {
+            let weak = Arc::downgrade(batcher);
+            watch(NAME, weak);
+        }
+        assert_eq!(told(), [9.0, 2.0]);
+        let place = Arc::as_ptr(&going).cast();
+        drop(going);
+        assert_eq!(told(), [9.0, 1.0], "nothing waits there any more, and its items are not forgotten");
+        gone(NAME, place, &Batcher(8).counts());
+        assert_eq!(told(), [10.0, 1.0]);
+        drop(staying);
+        assert_eq!(told(), [10.0, 0.0]);
     }
 }
