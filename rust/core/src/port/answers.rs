@@ -15,32 +15,42 @@ const FROZEN_AFTER: Duration = Duration::from_secs(5);
 
 /// See the module's text.
 #[derive(Default)]
-pub(super) struct Answers(Mutex<Members>);
+pub(super) struct Answers(Mutex<Vec<Member>>);
 
-#[derive(Default)]
-struct Members {
-    all: Vec<Arc<dyn Reports>>,
-    frozen_after: Option<Duration>,
+struct Member {
+    member: Arc<dyn Reports>,
+    /// What it says of how long a loop may have no turn.
+    frozen_after: Duration,
 }
 
 impl Answers {
     pub(super) fn watch(&self, member: Arc<dyn Reports>, frozen_after: Duration) {
+        self.reports();
+        self.0.lock().push(Member { member, frozen_after });
+    }
+
+    /// What the members say, and the shortest of their times. Those that are closed have nothing to say any
+    /// more, and are let go of.
+    fn reports(&self) -> (Vec<Report>, Duration) {
+        let mut reports = Vec::new();
+        // Dropped after the lock: they may be the last to hold what they tell of.
+        let mut closed = Vec::new();
         let mut members = self.0.lock();
-        // Those that are closed have nothing to say any more.
-        members.all.retain(|member| member.report().is_some());
-        members.all.push(member);
-        members.frozen_after =
-            Some(members.frozen_after.map_or(frozen_after, |known| known.min(frozen_after)));
+        for each in std::mem::take(&mut *members) {
+            if let Some(report) = each.member.report() {
+                reports.push(report);
+                members.push(each);
+            } else {
+                closed.push(each);
+            }
+        }
+        let bound = members.iter().map(|each| each.frozen_after).min().unwrap_or(FROZEN_AFTER);
+        drop(members);
+        (reports, bound)
     }
 
-    fn reports(&self) -> Vec<Report> {
-        let all = self.0.lock().all.clone();
-        all.iter().filter_map(|member| member.report()).collect()
-    }
-
-    /// Loops that are frozen, and a sentence for each.
-    fn frozen(&self) -> Vec<String> {
-        let bound = self.0.lock().frozen_after.unwrap_or(FROZEN_AFTER);
+    /// Loops that have had no turn for longer than `bound`, and a sentence for each.
+    fn frozen(bound: Duration) -> Vec<String> {
         let sentence = |(name, time): (String, Duration)| {
             format!("{name} has had no turn for {:.1} s: something blocks it", time.as_secs_f64())
         };
@@ -48,15 +58,16 @@ impl Answers {
     }
 
     fn live(&self) -> Answer {
-        let reasons = self.frozen();
+        let (_, bound) = self.reports();
+        let reasons = Self::frozen(bound);
         let live = reasons.is_empty();
         Answer::json(live, &json!({ "live": live, "reasons": reasons }))
     }
 
     fn ready(&self) -> Answer {
-        let reports = self.reports();
+        let (reports, bound) = self.reports();
         let of_kind = |kind: &'static str| reports.iter().filter(move |report| report.kind == kind);
-        let mut reasons = self.frozen();
+        let mut reasons = Self::frozen(bound);
         reasons.extend(unfit().into_iter().map(|(what, why)| format!("{what}: {why}")));
         let (workers, routers) = (of_kind("worker").count(), of_kind("router").count());
         if workers > 0 && of_kind("worker").all(|worker| !worker.reasons.is_empty()) {
@@ -117,5 +128,44 @@ impl Site for Answers {
                 }
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+
+    struct Closable(AtomicBool);
+
+    impl Reports for Closable {
+        fn report(&self) -> Option<Report> {
+            let report = Report {
+                kind: "worker",
+                instance_id: String::new(),
+                address: String::new(),
+                reasons: Vec::new(),
+                endpoints: Vec::new(),
+            };
+            (!self.0.load(Ordering::Relaxed)).then_some(report)
+        }
+    }
+
+    #[test]
+    fn what_has_closed_is_let_go_of_with_its_bound() {
+        let answers = Answers::default();
+        let [strict, patient] = [(); 2].map(|()| Arc::new(Closable(AtomicBool::new(false))));
+        let seconds = Duration::from_secs;
+        let strictest: Arc<dyn Reports> = strict.clone();
+        answers.watch(strictest, seconds(1));
+        let other: Arc<dyn Reports> = patient.clone();
+        answers.watch(other, seconds(9));
+        assert_eq!(answers.reports().1, seconds(1));
+        strict.0.store(true, Ordering::Relaxed);
+        assert_eq!(answers.reports().1, seconds(9));
+        assert_eq!((Arc::strong_count(&strict), Arc::strong_count(&patient)), (1, 2));
+        patient.0.store(true, Ordering::Relaxed);
+        assert_eq!(answers.reports().1, FROZEN_AFTER);
     }
 }
