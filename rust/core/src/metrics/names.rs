@@ -143,8 +143,8 @@ families! {
     ROUTER_WAITING = "headrace_router_waiting_requests", Gauge, Count, [],
         "Calls that wait for a worker that takes them.";
     ROUTER_ERRORS = "headrace_router_errors_total", Counter, Count, ["error_type"],
-        "Calls and streams that ended with an error. A stream that goes on elsewhere after a loss counts as \
-         disconnected each time.";
+        "Calls and streams that ended with an error. A stream that is resumed elsewhere after a loss counts as \
+         disconnected each time, a call that runs again by itself only if its last run fails.";
     ROUTER_CANCELLATION = "headrace_router_cancellation_total", Counter, Count, [],
         "Calls and streams that their callers cancelled, closed or left before the end. They are no errors.";
     ROUTER_RETRIES = "headrace_router_retries_total", Counter, Count, ["reason"],

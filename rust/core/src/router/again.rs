@@ -72,6 +72,8 @@ struct Progress {
     closed: bool,
     /// The caller has learned that the last run was lost.
     lost: bool,
+    /// The error of the last run is among the metrics.
+    counted: bool,
     /// What the stream failed with for good.
     failed: Option<CallError>,
 }
@@ -212,11 +214,13 @@ impl Again {
         }
         let request = Item { encoding: self.plan.head.encoding, payload: self.plan.payload.clone() };
         let why = self.begin(progress, request, RetryReason::Lost).err()?;
+        progress.count(&error);
         Some(progress.of_all_runs(untried(error, why)))
     }
 
     /// An error as the caller gets it; if the stream could have been resumed but for its length, it says so.
     fn told(&self, progress: &mut Progress, error: CallError) -> CallError {
+        progress.count(&error);
         let error = progress.of_all_runs(error);
         progress.lost = is_lost(&error);
         if !progress.overflowed || !progress.lost {
@@ -244,7 +248,7 @@ impl Again {
         if !router.may_retry() {
             return Err("the retry budget is used up");
         }
-        progress.lost = false;
+        (progress.lost, progress.counted) = (false, false);
         ROUTER.retried(reason);
         progress.call = Some(Box::new(Call::continued(&self.plan, request)));
         Ok(())
@@ -270,6 +274,13 @@ impl Again {
 impl Progress {
     const fn is_calling(&self) -> bool {
         self.call.is_some() || self.polling
+    }
+
+    /// The caller is told of this. One that has left counts as that.
+    fn count(&mut self, error: &CallError) {
+        if !std::mem::replace(&mut self.counted, true) && !self.closed {
+            ROUTER.failed(&error.kind);
+        }
     }
 
     fn keep(&mut self, item: &Item, bytes_max: usize) {

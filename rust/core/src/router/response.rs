@@ -2,6 +2,7 @@
 
 use std::future::poll_fn;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -35,6 +36,8 @@ pub struct ResponseStream {
     stream: Arc<Stream>,
     /// Until the caller has found the end or killed the stream: it may keep a finished one.
     in_flight: Mutex<Option<InFlight>>,
+    /// Its error, or that its caller left, is among the metrics.
+    counted: AtomicBool,
     request_id: String,
     instance_id: Arc<str>,
     began_ms: u64,
@@ -51,7 +54,8 @@ impl ResponseStream {
         began_ms: u64,
         again: Option<Box<Again>>,
     ) -> Self {
-        Self { stream, in_flight: Mutex::new(Some(in_flight)), request_id, instance_id, began_ms, again }
+        let in_flight = Mutex::new(Some(in_flight));
+        Self { stream, in_flight, counted: AtomicBool::new(false), request_id, instance_id, began_ms, again }
     }
 
     /// The call's request id.
@@ -133,11 +137,13 @@ impl ResponseStream {
                 Ready::Failed(error) => Err(error),
                 Ready::Item(_) | Ready::Pending => {
                     // Only this run: whoever polls it holds the lock of all runs.
-                    self.kill_own();
-                    Err(self.error(CallErrorKind::NotUnary { items: 2 }))
+                    self.stream.kill(KillReason::Cancelled, Ending::Closed);
+                    // The caller is told of an error, so that it counts as no cancellation.
+                    drop(self.in_flight.lock().take());
+                    Err(self.not_unary(2))
                 }
             },
-            (Ready::End | Ready::Pending, _) => Err(self.error(CallErrorKind::NotUnary { items: 0 })),
+            (Ready::End | Ready::Pending, _) => Err(self.not_unary(0)),
         })
     }
 
@@ -177,12 +183,29 @@ impl ResponseStream {
         let Some(in_flight) = in_flight else { return };
         match ending {
             Ending::Clean { .. } => {}
-            Ending::Closed => ROUTER.cancellations.add(1),
-            ending => ROUTER.failed(&self.kind(ending.clone())),
+            Ending::Closed => {
+                ROUTER.cancellations.add(1);
+                self.counted.store(true, Ordering::Relaxed);
+            }
+            ending => self.failed(&self.kind(ending.clone())),
         }
         if !matches!(ending, Ending::Lost { .. } | Ending::Closed) {
             in_flight.instance().ended_well();
         }
+    }
+
+    /// Counts an error, once. Of a stream that may be continued only those count that its caller is told of,
+    /// and [`Again`] counts them.
+    fn failed(&self, kind: &CallErrorKind) {
+        if self.again.is_none() && !self.counted.swap(true, Ordering::Relaxed) {
+            ROUTER.failed(kind);
+        }
+    }
+
+    fn not_unary(&self, items: u64) -> CallError {
+        let error = self.error(CallErrorKind::NotUnary { items });
+        self.failed(&error.kind);
+        error
     }
 
     #[inline]
