@@ -35,8 +35,24 @@ thread_local! {
     static IS_OWN: Cell<bool> = const { Cell::new(false) };
 }
 
+#[cfg(test)]
+thread_local! {
+    static REFUSED: Cell<u32> = const { Cell::new(0) };
+}
+
+/// The next so many threads that this one starts are refused, as by a system that has no more of them.
+#[cfg(test)]
+pub(crate) fn refuse_threads(count: u32) {
+    REFUSED.set(count);
+}
+
 /// Starts a thread of this crate, which a driver's context may stay bound to.
 pub(crate) fn spawn(run: impl FnOnce() + Send + 'static) -> Result<(), CudaError> {
+    #[cfg(test)]
+    if let Some(left) = REFUSED.get().checked_sub(1) {
+        REFUSED.set(left);
+        return Err(CudaError::Thread);
+    }
     let run = move || {
         IS_OWN.set(true);
         run();

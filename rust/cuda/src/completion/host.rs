@@ -85,6 +85,14 @@ impl HostCalls {
         }
     }
 
+    pub(super) fn retry(&self) {
+        let mut state = self.shared.state.lock();
+        if !state.has_thread && !(state.called.is_empty() && state.in_flight.is_empty()) {
+            let shared = Arc::clone(&self.shared);
+            state.has_thread = spawn(move || shared.run()).is_ok();
+        }
+    }
+
     pub(super) fn fail_all(&self, error: &CudaError) {
         let watches = mem::take(&mut self.shared.state.lock().in_flight);
         for watch in watches.into_values() {

@@ -110,6 +110,15 @@ impl Reactor {
         }
     }
 
+    /// Tries again to start the thread that watches wait for, if there is none.
+    pub(crate) fn retry(&self) {
+        match self {
+            Self::Event(threads) => threads.retry(),
+            Self::Poll(poller) => poller.retry(),
+            Self::HostFn(calls) => calls.retry(),
+        }
+    }
+
     /// Finishes everything with this error.
     pub(crate) fn fail_all(&self, error: &CudaError) {
         match self {
@@ -119,3 +128,7 @@ impl Reactor {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "starved_tests.rs"]
+mod tests;

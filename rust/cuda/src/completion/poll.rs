@@ -62,6 +62,14 @@ impl Poller {
         }
     }
 
+    pub(super) fn retry(&self) {
+        let mut state = self.shared.state.lock();
+        if !state.has_thread && !state.new.is_empty() {
+            let shared = Arc::clone(&self.shared);
+            state.has_thread = spawn(move || shared.run()).is_ok();
+        }
+    }
+
     /// What the thread has, it fails itself: it asks, and is refused.
     pub(super) fn fail_all(&self, error: &CudaError) {
         let watches = mem::take(&mut self.shared.state.lock().new);

@@ -69,25 +69,41 @@ impl WaiterThreads {
             drop(state);
             return watch.finish(&Err(error));
         }
+        let ticket = watch.ticket.clone();
         if let Some(lane) = state.lanes.get_mut(&key) {
             lane.push_back(watch);
-            return;
+            // It has a thread, or waits for one, unless none could be started.
+            if state.threads > 0 {
+                return;
+            }
+        } else {
+            state.lanes.insert(key, VecDeque::from([watch]));
+            state.ready.push_back(key);
         }
-        let ticket = watch.ticket.clone();
-        state.lanes.insert(key, VecDeque::from([watch]));
-        state.ready.push_back(key);
+        self.attend(&mut state);
+        let is_stuck = state.threads == 0;
+        drop(state);
+        // What the watch keeps stays kept until a thread is found later; whoever waits is told.
+        if let Some(ticket) = ticket.filter(|_| is_stuck) {
+            ticket.complete(Err(CudaError::Thread));
+        }
+    }
+
+    /// Has a thread come for the lanes that are ready.
+    fn attend(&self, state: &mut State) {
         if state.idle >= state.ready.len() {
             self.shared.work.notify_one();
         } else if state.threads < THREADS_MAX {
             let shared = Arc::clone(&self.shared);
             let thread = spawn(move || shared.run());
             state.threads += usize::from(thread.is_ok());
-            let is_stuck = state.threads == 0;
-            drop(state);
-            // What the watch keeps stays kept until a later one finds a thread; whoever waits is told.
-            if let Some(ticket) = ticket.filter(|_| is_stuck) {
-                ticket.complete(Err(CudaError::Thread));
-            }
+        }
+    }
+
+    pub(super) fn retry(&self) {
+        let mut state = self.shared.state.lock();
+        if state.threads == 0 && !state.ready.is_empty() {
+            self.attend(&mut state);
         }
     }
 

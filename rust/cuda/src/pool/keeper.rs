@@ -1,6 +1,7 @@
 //! The thread of a pool that knows the time: it refuses those in line whose time is over, and asks the driver
 //! now and then whether the device is lost, which a waiter would otherwise learn only from who has the
-//! streams. It runs while somebody waits, and a little longer.
+//! streams. It tries again to start threads that could not be started. It runs while somebody waits, and a
+//! little longer.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -42,7 +43,11 @@ fn run(shared: &Shared) {
             MutexGuard::unlocked(&mut state, || later.run());
         } else if looked.elapsed() >= HEALTH {
             // An error that stays is remembered where it is met, and tells everybody in line.
-            let _ = MutexGuard::unlocked(&mut state, || shared.look_at_health());
+            let _ = MutexGuard::unlocked(&mut state, || {
+                // A stream may drain that no thread could be started for.
+                shared.runtime.reactor.retry();
+                shared.look_at_health()
+            });
             looked = Instant::now();
         } else {
             let deadline = state
