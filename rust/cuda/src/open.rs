@@ -212,15 +212,19 @@ impl OpenDevice {
         self.release(|device| device.destroy_event(event));
     }
 
-    /// A stream of that priority: one that was given back, or a new one.
-    pub(crate) fn take_stream(&self, priority: i32) -> Result<RawStream, CudaError> {
+    /// A stream of that priority, one that was given back or a new one; and whether its handle was ever handed
+    /// out.
+    pub(crate) fn take_stream(&self, priority: i32) -> Result<(RawStream, bool), CudaError> {
         self.check()?;
         let spare = {
             let mut spare = self.shared.spare_streams.lock();
             let found = spare.iter().position(|(it, _)| *it == priority);
             found.map(|index| spare.swap_remove(index).1)
         };
-        spare.map_or_else(|| self.call(|device| device.create_stream(priority)), Ok)
+        match spare {
+            Some(stream) => Ok((stream, true)),
+            None => self.call(|device| device.create_stream(priority)).map(|stream| (stream, false)),
+        }
     }
 
     /// Gives a stream back. One whose handle was handed out is kept for the next pool and never destroyed: an

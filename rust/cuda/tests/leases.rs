@@ -153,6 +153,23 @@ fn what_others_queue_by_the_handle_is_drained_in_every_later_lease() {
 }
 
 #[test]
+fn a_handle_that_was_handed_out_stays_a_stream_in_whatever_pool_has_it() {
+    let (_, pool) = still(streams(1));
+    let (device, kernel) = (pool.device().clone(), spin(&pool));
+    let handle = pool.try_lease(None).unwrap().handle();
+    drop(pool);
+    // A pool that has it without handing it out again.
+    let pool = StreamPool::new(device.clone(), streams(1)).unwrap();
+    drop(pool.try_lease(None).unwrap());
+    drop(pool);
+    let pool = StreamPool::new(device, streams(1)).unwrap();
+    let lease = pool.try_lease(None).unwrap();
+    kernel.launch(&pool.external(handle), 100).unwrap();
+    drop(lease);
+    assert_eq!(pool.stats().draining, 1, "what others queue is not waited for");
+}
+
+#[test]
 fn a_stream_works_as_long_as_its_lease() {
     let (_, pool) = still(streams(1));
     let lease = pool.try_lease(None).unwrap();

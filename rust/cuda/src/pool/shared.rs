@@ -224,14 +224,16 @@ impl Shared {
     }
 
     fn create(&self, id: u32) -> Result<Arc<Core>, CudaError> {
-        let raw = self.runtime.device.take_stream(self.priority).map_err(|error| {
+        let (raw, was_exposed) = self.runtime.device.take_stream(self.priority).map_err(|error| {
             Counters::add(&self.runtime.counters.errors, 1);
             match error {
                 CudaError::Driver(fault) => CudaError::ForkFailed(fault),
                 other => other,
             }
         })?;
-        Ok(Core::new(&self.runtime, id, raw, StreamKind::Pooled, self.priority))
+        let core = Core::new(&self.runtime, id, raw, StreamKind::Pooled, self.priority);
+        core.exposed.store(was_exposed, std::sync::atomic::Ordering::Release);
+        Ok(core)
     }
 
     /// Creates a stream for the caller.
