@@ -66,6 +66,7 @@ impl Fault {
             | 46    // DEVICE_UNAVAILABLE: lost, or taken by another process
             | 214   // ECC_UNCORRECTABLE
             | 220   // NVLINK_UNCORRECTABLE
+            | 226   // CONTAINED: the process has to be restarted, as after the others
             | 700   // ILLEGAL_ADDRESS
             | 702   // LAUNCH_TIMEOUT: the display's watchdog
             | 709   // CONTEXT_IS_DESTROYED
@@ -171,4 +172,18 @@ pub enum CudaError {
     /// A thread could not be started.
     #[error("a thread could not be started")]
     Thread,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_stays_that_leaves_nothing_but_a_new_process() {
+        let is_sticky = |code| {
+            Fault { code, name: String::new(), text: String::new(), operation: "cuEventQuery" }.is_sticky()
+        };
+        assert!([4, 46, 214, 220, 226, 700, 702, 709, 710, 719, 721, 999].into_iter().all(is_sticky));
+        assert!(![1, 2, 201, 400, 600, 701, 800].into_iter().any(is_sticky));
+    }
 }
