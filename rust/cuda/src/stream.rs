@@ -290,7 +290,7 @@ impl Stream {
             Ok(event) => event,
             Err(Used::NotQueued(error)) => return Err(error),
             Err(Used::Unmarked(error)) => {
-                bytes.leak();
+                leak(to, bytes);
                 return Err(error);
             }
         };
@@ -312,7 +312,7 @@ impl Stream {
             Ok(event) => event,
             Err(Used::NotQueued(error)) => return Err(error),
             Err(Used::Unmarked(error)) => {
-                pinned.leak();
+                leak(from, pinned);
                 return Err(error);
             }
         };
@@ -357,6 +357,12 @@ impl Stream {
             core.runtime.call(|device| unsafe { device.launch(kernel.raw(), shape, arguments, core.raw) })
         })
     }
+}
+
+/// Keeps both from everybody for good: a copy between them was queued, and nothing tells when it ends.
+fn leak(buffer: &DeviceBuffer, pinned: PinnedBytes) {
+    mem::forget(buffer.clone());
+    pinned.leak();
 }
 
 #[allow(unsafe_code, reason = "a copy between raw addresses")]

@@ -208,6 +208,28 @@ fn a_copy_that_nothing_marks_the_end_of_keeps_its_memory_for_good() {
     assert!(others.iter().all(|piece| piece.address() != address));
 }
 
+#[test]
+fn a_buffer_that_is_copied_without_a_mark_is_not_freed() {
+    for call in [SimCall::CopyToDevice, SimCall::CopyToHost] {
+        let (simulation, pool) = still(streams(2));
+        let (kernel, owner, other) = (spin(&pool), lease(&pool), lease(&pool));
+        let buffer = owner.allocate(4096).unwrap();
+        kernel.launch(&other, 100).unwrap();
+        let pinned = other.pinned(4096).unwrap();
+        simulation.fail(SimFault { call: SimCall::RecordEvent, nth: 1, code: 1, when: When::Called });
+        let failed = match call {
+            SimCall::CopyToDevice => other.upload_to(&buffer, 0, pinned).map(drop),
+            _ => other.download(&buffer, 0, 4096).map(drop),
+        };
+        assert!(matches!(failed, Err(CudaError::Driver(_))), "{call:?}");
+        drop(buffer);
+        simulation.advance_us(200);
+        // A copy of memory that is not there would lose the device.
+        assert!(owner.query().unwrap() && other.query().unwrap(), "{call:?}");
+        assert_eq!(simulation.used_bytes(), 4096, "{call:?}");
+    }
+}
+
 /// The next questions about events, asked by whichever way of waiting, meet an error that does not stay.
 fn refuse_to_tell(simulation: &Simulation) {
     for (call, nth) in [(SimCall::QueryEvent, 1), (SimCall::QueryEvent, 2), (SimCall::SynchronizeEvent, 1)] {
