@@ -87,7 +87,8 @@ impl HostCalls {
 
     pub(super) fn retry(&self) {
         let mut state = self.shared.state.lock();
-        if !state.has_thread && !(state.called.is_empty() && state.in_flight.is_empty()) {
+        let is_idle = state.called.is_empty() && state.in_flight.is_empty();
+        if !state.has_thread && !is_idle {
             let shared = Arc::clone(&self.shared);
             state.has_thread = spawn(move || shared.run()).is_ok();
         }
