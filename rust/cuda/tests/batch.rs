@@ -12,7 +12,9 @@ use std::time::Duration;
 
 use headrace::batch::{BatchConfig, BatchError, BatchFunction, Batcher, WorkBatch};
 use headrace_cuda::sim::{Lane, Span};
-use headrace_cuda::{CudaError, Lease, SpinKernel, StreamPool};
+use headrace_cuda::{
+    CudaError, Lease, OpenDevice, SimCall, SimFault, SimSettings, Simulation, SpinKernel, StreamPool, When,
+};
 
 use self::support::{GUARD, spin, still, streams};
 
@@ -159,7 +161,19 @@ async fn a_lost_device_fails_the_batch_and_those_that_follow() {
     simulation.lose(700);
     let answer = tokio::time::timeout(GUARD, answer).await.expect("an answer").unwrap();
     assert!(matches!(answer, Err(BatchError::Lease { .. } | BatchError::Failed(_))), "{answer:?}");
-    // The worker gets no stream any more and ends, which closes the batcher.
+    // There is no stream any more, and everybody is told why.
     let next = tokio::time::timeout(GUARD, batcher.submit(2)).await.expect("a refusal");
-    assert!(next.is_err(), "{next:?}");
+    assert!(matches!(next, Err(BatchError::Lease { .. })), "{next:?}");
+}
+
+#[tokio::test]
+async fn a_stream_that_cannot_be_created_fails_its_batch_and_not_the_next() {
+    let simulation = Simulation::new(SimSettings::default());
+    let pool = StreamPool::new(OpenDevice::simulated(&simulation), streams(1)).unwrap();
+    let batcher = batcher(&pool, 1, &Arc::default());
+    simulation.fail(SimFault { call: SimCall::CreateStream, nth: 1, code: 2, when: When::Called });
+    let failed = tokio::time::timeout(GUARD, batcher.submit(1)).await.expect("an answer");
+    assert!(matches!(failed, Err(BatchError::Lease { .. })), "{failed:?}");
+    let next = tokio::time::timeout(GUARD, batcher.submit(2)).await.expect("an answer");
+    assert_eq!(next.unwrap(), 2);
 }

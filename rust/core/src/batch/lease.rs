@@ -14,7 +14,8 @@ use std::thread::{self, Thread};
 pub enum LeaseError {
     /// The source lends nothing any more. The worker ends.
     Closed,
-    /// What the batch did with it has failed, at the latest when it was drained. The batch fails.
+    /// Nothing could be lent this time, or what the batch did with it has failed, at the latest when it was
+    /// drained. The batch fails.
     Failed {
         /// What went wrong.
         reason: String,
@@ -40,7 +41,7 @@ pub trait LeaseSource: Send + Sync + 'static {
     /// Borrows one if one is free.
     ///
     /// # Errors
-    /// [`LeaseError`], if none will ever be.
+    /// [`LeaseError::Closed`] if none will ever be, [`LeaseError::Failed`] if this attempt failed.
     fn try_lease(&self) -> Result<Option<Self::Lease>, LeaseError>;
 
     /// Waits for one. Dropping the future gives up the place in the line.

@@ -245,7 +245,10 @@ where
         };
         let mut lost = false;
         while !lost && let Some((batch, lease)) = self.next(worker) {
-            lost = self.run(&mut function, batch, lease);
+            lost = match lease {
+                Ok(lease) => self.run(&mut function, batch, lease),
+                Err(error) => Failure::<F::Error>::Lease(error).tell(batch),
+            };
         }
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| function.on_stop())) {
             tracing::error!(worker, message = message(&*panic), "a batcher's on_stop panicked");
@@ -253,18 +256,17 @@ where
         lost
     }
 
-    /// The next batch with its lease. The lease comes first: until there is one, items may join, leave and
-    /// expire.
-    fn next(&self, worker: u32) -> Option<(BatchOf<T, S, F>, S::Lease)> {
+    /// The next batch with its lease, or with why it has none. The lease comes first: until there is one, items
+    /// may join, leave and expire.
+    fn next(&self, worker: u32) -> Option<(BatchOf<T, S, F>, Result<S::Lease, LeaseError>)> {
         while self.work.wait_ready() {
-            let lease = match wait_for(self.leases.lease()) {
-                Ok(lease) => lease,
-                Err(error) => {
-                    tracing::error!(worker, %error, "a batcher's worker gets no lease and ends");
-                    self.work.wake_workers();
-                    return None;
-                }
-            };
+            let lease = wait_for(self.leases.lease());
+            // Any other error is this batch's alone: the next may get a lease.
+            if let Err(error @ LeaseError::Closed) = &lease {
+                tracing::error!(worker, %error, "a batcher's worker gets no lease and ends");
+                self.work.wake_workers();
+                return None;
+            }
             match self.work.try_take(worker) {
                 Taken::Batch(batch) => return Some((batch, lease)),
                 // Others were faster. The lease goes back.
