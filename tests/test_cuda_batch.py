@@ -79,7 +79,8 @@ async def test_a_batch_is_taken_only_when_there_is_a_stream(kind):
         async with batching(model.function, streams=pool, max_batch_size=8, workers=2) as batcher:
             async with pool.lease():
                 first = asyncio.ensure_future(batcher.submit(1))
-                await eventually(lambda: pool.stats().waiting == 1)
+                # Both threads may have seen it before one of them has it.
+                await eventually(lambda: pool.stats().waiting >= 1)
                 # It has not been taken: what comes now joins it, and what is cancelled leaves.
                 rest = [asyncio.ensure_future(batcher.submit(n)) for n in (2, 3, 4)]
                 await asyncio.sleep(0)
@@ -94,7 +95,7 @@ async def test_a_close_does_not_wait_for_a_stream_that_nothing_wants_any_more(ki
     async with pooled(max_streams=1) as pool, pool.lease():
         batcher = hr.Batcher(model.function, streams=pool)
         waiting = asyncio.ensure_future(batcher.submit(1))
-        await eventually(lambda: pool.stats().waiting == 1)
+        await eventually(lambda: pool.stats().waiting >= 1)
         waiting.cancel()
         await asyncio.wait([waiting])
         assert await asyncio.wait_for(batcher.aclose(), GUARD)
