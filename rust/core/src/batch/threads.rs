@@ -130,6 +130,9 @@ type BatchOf<T, S, F> = WorkBatch<
     <F as BatchFunction<T, <S as LeaseSource>::Lease>>::Error,
 >;
 
+/// What was lent for a batch, or why nothing was.
+type Lent<S> = Result<<S as LeaseSource>::Lease, LeaseError>;
+
 type Started = Result<(), (u32, String)>;
 
 impl<T, S, F, M> Crew<T, S, F, M>
@@ -258,7 +261,7 @@ where
 
     /// The next batch with its lease, or with why it has none. The lease comes first: until there is one, items
     /// may join, leave and expire.
-    fn next(&self, worker: u32) -> Option<(BatchOf<T, S, F>, Result<S::Lease, LeaseError>)> {
+    fn next(&self, worker: u32) -> Option<(BatchOf<T, S, F>, Lent<S>)> {
         while self.work.wait_ready() {
             let lease = wait_for(self.leases.lease());
             // Any other error is this batch's alone: the next may get a lease.
