@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import time
 import weakref
 
 import headrace as hr
@@ -93,6 +94,24 @@ async def test_a_copy_that_is_cancelled_holds_its_buffer_until_it_was_read_and_w
         assert out == bytes(1000)
         out += b"it is nobody's any more"
         del buffer
+
+
+@pytest.mark.parametrize("size", [1000, 200_000])
+async def test_a_buffer_is_free_to_change_its_length_once_its_copy_was_awaited(size):
+    async with pooled() as pool, pool.lease() as stream:
+        for late in (False, True):
+            source, out = bytearray(b"x" * size), bytearray(size)
+            copied = pool.stats().bytes_to_device
+            copy = stream.copy_to_device(source)
+            # One that has ended before anybody waits for it is had without a turn of the loop.
+            while late and (pool.stats().bytes_to_device == copied or not stream.query()):
+                time.sleep(0.001)
+            buffer = await copy
+            source.clear()
+            back = await stream.copy_to_host(buffer, out)
+            assert back is out and out == b"x" * size
+            out.clear()
+            del buffer
 
 
 async def test_pinned_memory_is_used_again():

@@ -36,22 +36,26 @@ pub(super) fn to_device(stream: &Bound<'_, Stream>, source: &Bound<'_, PyAny>) -
     }
     let hub = pool.place.hub(py)?;
     let loaned = OnLoop::new(view, hub);
+    let held = loaned.share();
     let (from, upload) =
         (native.clone(), move |stream: &headrace_cuda::Stream| -> Result<Uploaded, CudaError> {
             let mut pinned = stream.pinned(bytes)?;
-            if let Some(view) = loaned.get() {
-                view.read_into(&mut pinned);
-            }
-            // Python's buffer is free before the device has read anything.
+            loaned.with(|view| view.read_into(&mut pinned));
+            // Python's buffer is free before the device has read anything, as soon as the loop has its turn.
             drop(loaned);
             stream.upload(pinned)
         });
     let uploaded = staged(py, bytes, move || upload(&from));
+    if matches!(uploaded, Staged::Done(_)) {
+        drop(held.take());
+    }
     let place = Arc::clone(&pool);
     let work: Work = Box::pin(async move {
         let (buffer, completion) = uploaded.wait().await?;
         completion.await?;
         Ok(Box::new(move |py: Python<'_>| {
+            // Whoever awaited it may change the buffer's length now.
+            drop(held.take());
             Ok(Py::new(py, DeviceBuffer::new(pool, native, buffer, layout))?.into_any())
         }) as Made)
     });
@@ -81,8 +85,12 @@ pub(super) fn to_host(
         let Some((loaned, out)) = target else {
             return Ok(Box::new(move |py: Python<'_>| host_view(py, pinned, &layout)) as Made);
         };
+        let view = loaned.share();
         fill(loaned, pinned).wait().await?;
-        Ok(Box::new(move |py: Python<'_>| Ok(out.take().unwrap_or_else(|| py.None()))) as Made)
+        Ok(Box::new(move |py: Python<'_>| {
+            drop(view.take());
+            Ok(out.share().take().unwrap_or_else(|| py.None()))
+        }) as Made)
     });
     Pending::new(py, &pool.place, "this copy", work)
 }
@@ -107,9 +115,7 @@ fn target(
 fn fill(loaned: OnLoop<Contiguous>, pinned: PinnedBytes) -> Staged<()> {
     let bytes = pinned.len();
     let write = move || {
-        if let Some(view) = loaned.get() {
-            view.write_from(&pinned);
-        }
+        loaned.with(|view| view.write_from(&pinned));
         drop((loaned, pinned));
         Ok(())
     };

@@ -3,13 +3,13 @@
 
 use std::fmt;
 use std::mem;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
-use crate::bridge::hub::Hub;
+use crate::bridge::hub::{Event, Hub};
 use crate::runtime::is_forked;
 
 /// Threads that copy between Python's buffers and pinned memory: one moves about 10 GB a second, and a link of
@@ -18,33 +18,66 @@ const THREADS_MAX: usize = 4;
 
 /// Something of Python's, let go of on the loop's thread.
 pub(super) struct OnLoop<T: Send + 'static> {
-    inner: Option<T>,
+    held: Arc<Held<T>>,
     hub: Arc<Hub>,
 }
 
+/// What several hold: whoever has the interpreter may take it out and let go of it.
+pub(super) struct Held<T: Send + 'static> {
+    inner: Mutex<Option<T>>,
+    hub: Weak<Hub>,
+}
+
 impl<T: Send + 'static> OnLoop<T> {
-    pub(super) const fn new(inner: T, hub: Arc<Hub>) -> Self {
-        Self { inner: Some(inner), hub }
+    pub(super) fn new(inner: T, hub: Arc<Hub>) -> Self {
+        let held = Held { inner: Mutex::new(Some(inner)), hub: Arc::downgrade(&hub) };
+        Self { held: Arc::new(held), hub }
     }
 
-    pub(super) const fn get(&self) -> Option<&T> {
-        self.inner.as_ref()
+    /// Does something with it, during which nobody else does.
+    pub(super) fn with(&self, call: impl FnOnce(&T)) {
+        if let Some(inner) = &*self.held.inner.lock() {
+            call(inner);
+        }
     }
 
-    /// What it is; on the loop's thread.
-    pub(super) fn take(mut self) -> Option<T> {
-        self.inner.take()
+    /// A share, by which it is let go of before the loop comes to it.
+    pub(super) fn share(&self) -> Arc<Held<T>> {
+        Arc::clone(&self.held)
+    }
+}
+
+impl<T: Send + 'static> Held<T> {
+    /// What it is, once; on the loop's thread.
+    pub(super) fn take(&self) -> Option<T> {
+        self.inner.lock().take()
     }
 }
 
 impl<T: Send + 'static> Drop for OnLoop<T> {
     fn drop(&mut self) {
-        let Some(inner) = self.inner.take() else { return };
-        // Nobody can let go of it any more where the loop has ended, or is the parent's.
-        if is_forked() || self.hub.is_closed() {
+        if is_forked() || self.held.inner.lock().is_none() {
+            return;
+        }
+        let held = Arc::clone(&self.held);
+        let work = Box::new(move || drop(held.take()));
+        if !self.hub.is_loop_thread() {
+            // Dropped at once if the loop has ended.
+            self.hub.put(Event::Run(work));
+        } else if !self.hub.is_closed() {
+            // The loop ends on this thread, hence not in between; and nobody settles here what was put.
+            self.hub.run(work);
+        }
+    }
+}
+
+impl<T: Send + 'static> Drop for Held<T> {
+    fn drop(&mut self) {
+        let Some(inner) = self.inner.get_mut().take() else { return };
+        // A loop that ends drops what it did not come to. Anywhere else nobody can let go of it any more.
+        let is_there = self.hub.upgrade().is_some_and(|hub| hub.is_loop_thread());
+        if is_forked() || !is_there {
             mem::forget(inner);
-        } else {
-            self.hub.run(Box::new(move || drop(inner)));
         }
     }
 }
