@@ -867,8 +867,8 @@ class Stream:
     def copy_to_host(self, buffer: DeviceBuffer, out: Any = None) -> CudaPending[Any]:
         """Copy a buffer of the device to the host. Await it for the bytes.
 
-        Up to 64 KiB the copy is put into the stream in this call. More is by a thread later, which has to find
-        pinned memory first: do not have the buffer written to before this was awaited.
+        Up to 64 KiB the copy is put into the stream in this call. More is by a thread later, which has to
+        find pinned memory first: do not have the buffer written to before this was awaited.
 
         Args:
             buffer: what to copy. The stream waits for what other streams have written to it.
