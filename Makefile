@@ -6,6 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 CARGO ?= cargo
 STAMPS := $(VENV)/.stamps
+# Two processes run the Python tests: many wait for others. 0 runs them in pytest's own, for a debugger.
+PYTEST_PROCESSES ?= 2
 SOURCES := Cargo.toml Cargo.lock pyproject.toml README.md LICENSE \
 	$(shell find rust python -type f \( -name '*.rs' -o -name '*.py' -o -name '*.pyi' -o -name '*.toml' \))
 
@@ -29,12 +31,12 @@ $(STAMPS)/venv:
 	$(BIN)/pip install --quiet --disable-pip-version-check 'maturin>=1.9.4,<2' 'msgspec>=0.19'
 	@touch $@
 
-$(STAMPS)/test-packages: $(STAMPS)/venv
-	$(BIN)/pip install --quiet --disable-pip-version-check 'pytest>=8.4' 'pytest-asyncio>=1.4' 'uvloop>=0.21' \
-		'numpy>=1.26' 'hypothesis>=6' 'pyyaml>=6' 'prometheus-client>=0.23'
+$(STAMPS)/test-packages: $(STAMPS)/venv pyproject.toml
+	$(BIN)/pip install --quiet --disable-pip-version-check 'pytest>=8.4' 'pytest-asyncio>=1.4' \
+		'pytest-xdist>=3.8' 'uvloop>=0.21' 'numpy>=1.26' 'hypothesis>=6' 'pyyaml>=6' 'prometheus-client>=0.23'
 	@touch $@
 
-$(STAMPS)/lint-packages: $(STAMPS)/venv
+$(STAMPS)/lint-packages: $(STAMPS)/venv pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check 'ruff>=0.14' 'pyright[nodejs]>=1.1.400' \
 		'mypy>=1.18' 'numpy>=1.26' 'prometheus-client>=0.23'
 	@touch $@
@@ -89,7 +91,8 @@ test-model:
 test-python: $(STAMPS)/wheel-audit $(STAMPS)/test-packages test-rust
 	HEADRACE_RUST_EXAMPLES=$(CURDIR)/target/fast/examples \
 	HEADRACE_FAULTPROXY=$(CURDIR)/target/fast/faultproxy \
-	HEADRACE_FAKE_DRIVER=$(CURDIR)/target/fast/libheadrace_fakecuda.so $(BIN)/python -m pytest $(PYTEST_ARGS)
+	HEADRACE_FAKE_DRIVER=$(CURDIR)/target/fast/libheadrace_fakecuda.so \
+	$(BIN)/python -m pytest -n $(PYTEST_PROCESSES) --dist worksteal $(PYTEST_ARGS)
 
 # What the examples run on needs packages that nothing else does; without them these tests are skipped.
 test-examples: $(STAMPS)/wheel-audit $(STAMPS)/test-packages $(STAMPS)/demo-packages

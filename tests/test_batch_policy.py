@@ -178,9 +178,9 @@ class HashRaises:
         ("cost", 1.5),
         ("cost", "1"),
         ("cost", 1 << 70),
-        ("key", Unhashable()),
+        pytest.param("key", Unhashable(), id="key-Unhashable"),
         ("key", []),
-        ("key", HashRaises()),
+        pytest.param("key", HashRaises(), id="key-HashRaises"),
     ],
     ids=str,
 )
