@@ -7,6 +7,7 @@ import concurrent.futures
 import gc
 import os
 import threading
+import time
 
 import headrace as hr
 import pytest
@@ -198,12 +199,21 @@ def test_loops_that_have_ended_give_back_their_descriptors(factory):
         async with serving(count) as (_, router):
             assert await (await router.generate(3)).collect() == [0, 1, 2]
 
-    def descriptors_after_a_loop() -> int:
+    def turn_a_loop() -> None:
         with asyncio.Runner(loop_factory=factory) as runner:
             runner.run(call())
         gc.collect()
+
+    def descriptors() -> int:
         return len(os.listdir("/proc/self/fd"))
 
-    before = descriptors_after_a_loop()
     # The last loop that ended is let go of by the next.
-    assert [descriptors_after_a_loop() for _ in range(5)] == [before] * 5
+    turn_a_loop()
+    before = descriptors()
+    for _ in range(5):
+        turn_a_loop()
+    # The last to let go of a socket may be tokio's thread, in its own time.
+    until = time.monotonic() + GUARD
+    while descriptors() > before and time.monotonic() < until:
+        time.sleep(0.002)
+    assert descriptors() <= before

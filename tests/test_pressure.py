@@ -174,6 +174,8 @@ async def test_queued_requests_run_in_the_order_they_came():
         return request
 
     async with serving(notes, concurrency=2, queue=500) as (_, router):
+        # Calls that find no worker yet wait for one, and those that come after it do not wait for them.
+        await router.wait_for_instances()
         answers = await asyncio.gather(*(router.call(n) for n in range(300)))
         assert answers == list(range(300))
         assert ran == list(range(300))
