@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import headrace as hr
 import pytest
 
 from support import eventually, serving
@@ -179,3 +180,22 @@ async def test_queued_requests_run_in_the_order_they_came():
         answers = await asyncio.gather(*(router.call(n) for n in range(300)))
         assert answers == list(range(300))
         assert ran == list(range(300))
+
+
+async def test_more_answers_than_a_turn_of_the_loop_hands_out_come_in_order():
+    count = 4_000
+    order: list[int] = []
+
+    async def same(numbers):
+        return numbers
+
+    async def wait_for(number):
+        order.append(await batcher.submit(number))
+
+    async with hr.Batcher(same, max_batch_size=count, queue_capacity=count) as batcher:
+        batcher.pause()
+        waits = [asyncio.ensure_future(wait_for(number)) for number in range(count)]
+        await eventually(lambda: batcher.stats().queued == count)
+        batcher.resume()
+        await asyncio.gather(*waits)
+    assert order == list(range(count))

@@ -333,7 +333,7 @@ impl Hub {
         }
         let mut budget = EVENTS_PER_DRAIN;
         loop {
-            let events = std::mem::take(&mut *self.queue.lock());
+            let mut events = std::mem::take(&mut *self.queue.lock());
             if events.is_empty() {
                 // What was put here meanwhile has been handled; only links may want a flush.
                 let wanted = !self.dirty.lock().is_empty() || !self.later.lock().is_empty();
@@ -345,8 +345,7 @@ impl Hub {
                 self.pending.store(true, Ordering::Release);
                 continue;
             }
-            let mut events = events.into_iter();
-            for event in events.by_ref() {
+            while let Some(event) = events.pop_front() {
                 budget = budget.saturating_sub(1);
                 if let Err(error) = self.handle(py, event) {
                     self.requeue(events);
@@ -364,12 +363,11 @@ impl Hub {
         self.settle(py)
     }
 
-    /// Puts events back in front and has the loop call again.
-    fn requeue(&self, events: impl DoubleEndedIterator<Item = Event>) {
+    /// Puts events back in front and has the loop call again. Of a long queue only what is new is moved.
+    fn requeue(&self, mut events: VecDeque<Event>) {
         let mut queue = self.queue.lock();
-        for event in events.rev() {
-            queue.push_front(event);
-        }
+        events.append(&mut queue);
+        *queue = events;
         drop(queue);
         self.pending.store(true, Ordering::Release);
         self.wake.wake();
