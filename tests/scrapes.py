@@ -16,6 +16,13 @@ from support import GUARD, eventually
 Series = tuple[str, tuple[tuple[str, str], ...]]
 
 
+def _given(labels: dict[str, str]) -> tuple[tuple[str, str], ...]:
+    """Labels but those that are empty, which to Prometheus are not there: a family's series all have the
+    labels that any worker of the process was given.
+    """
+    return tuple(sorted((name, value) for name, value in labels.items() if value))
+
+
 class Scrape:
     """All series with their values.
 
@@ -27,13 +34,13 @@ class Scrape:
         self.text = hr.metrics.render() if text is None else text
         self.families = {family.name: family for family in text_string_to_metric_families(self.text)}
         self.series: dict[Series, float] = {
-            (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+            (sample.name, _given(sample.labels)): sample.value
             for family in self.families.values()
             for sample in family.samples
         }
 
     def get(self, name: str, **labels: str) -> float:
-        return self.series.get(("headrace_" + name, tuple(sorted(labels.items()))), 0.0)
+        return self.series.get(("headrace_" + name, _given(labels)), 0.0)
 
     def rise(self, before: Scrape, name: str, **labels: str) -> float:
         return self.get(name, **labels) - before.get(name, **labels)

@@ -1,5 +1,14 @@
 from asyncio import AbstractEventLoop, Future, Task
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Hashable, Iterable
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Generator,
+    Hashable,
+    Iterable,
+    Mapping,
+)
 from types import GenericAlias
 from typing import Any, Generic, Literal, Self, TypeVar, final, overload
 
@@ -256,6 +265,7 @@ class WorkerSettings:
         stream_window: int,
         discovery: str | bool | None,
         metrics: str | None,
+        metrics_labels: Mapping[str, str] | None,
         token: str | None,
         insecure: bool,
     ) -> Self: ...

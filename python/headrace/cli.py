@@ -50,6 +50,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="ADDRESS",
         help="host:port where /metrics, /live and /ready answer over HTTP, for all workers together",
     )
+    serve.add_argument(
+        "--metrics-label",
+        action="append",
+        dest="metrics_labels",
+        metavar="KEY=VALUE",
+        help="a label of all that the metrics tell of these workers and their endpoints; may be repeated",
+    )
     serve.add_argument("--token-file", metavar="PATH", help="routers must present the token in this file")
     serve.add_argument(
         "--expose-tracebacks", action="store_true", help="tell callers the tracebacks of engines"
@@ -73,6 +80,20 @@ def _engines(names: Sequence[str]) -> str | dict[str, str]:
     return engines
 
 
+def _labels(given: Sequence[str] | None) -> dict[str, str] | None:
+    if given is None:
+        return None
+    labels: dict[str, str] = {}
+    for each in given:
+        name, equals, value = each.partition("=")
+        if not equals:
+            raise UsageError(f"--metrics-label {each!r} must be KEY=VALUE")
+        if name in labels:
+            raise UsageError(f"--metrics-label {name!r} is given twice")
+        labels[name] = value
+    return labels
+
+
 def _token(path: str | None) -> str | None:
     if path is None:
         return None
@@ -88,6 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.path.insert(0, os.getcwd())
     try:
         engines = _engines(options.engines)
+        labels = _labels(options.metrics_labels)
         served = loaded(engines) if options.workers == 1 else engines
     except UsageError as error:
         return _refused(error)
@@ -102,6 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             drain_timeout=options.drain_timeout,
             max_message_bytes=options.max_message_bytes,
             metrics=options.metrics,
+            metrics_labels=labels,
             token=_token(options.token_file),
             expose_tracebacks=options.expose_tracebacks,
             insecure=options.insecure,

@@ -138,6 +138,7 @@ def serve(
     stream_window: int = 256 * 1024,
     discovery: str | bool | None = None,
     metrics: str | None = None,
+    metrics_labels: Mapping[str, str] | None = None,
     request_type: Any = None,
     expose_tracebacks: bool = False,
     token: str | None = None,
@@ -181,6 +182,10 @@ def serve(
         metrics: ``"host:port"`` or ``"unix:/path"`` where ``/metrics``, ``/live`` and ``/ready`` answer over
             HTTP; port 0 lets the system choose, see :attr:`Worker.metrics_address`. All workers and routers
             of this process that name the same address share it. ``None`` for nowhere.
+        metrics_labels: labels that all carries which the metrics tell of this worker and its endpoints, the
+            families ``headrace_worker_...``, such as ``{"model": "llama", "zone": "b"}``: up to 8, values up
+            to 128 bytes, names that Prometheus takes and that these families do not have. Two workers of a
+            process that differ in them are counted apart. ``None`` for no labels.
         request_type: a type that requests, and the items of request streams, are decoded into (see
             ``Router(response_type=)``).
         expose_tracebacks: tell callers the traceback of an engine that raises.
@@ -225,6 +230,7 @@ def serve(
         stream_window=stream_window,
         discovery=discovery,
         metrics=metrics,
+        metrics_labels=metrics_labels,
         token=token,
         insecure=insecure,
     )

@@ -10,6 +10,7 @@ use headrace_wire::limits::{
 
 use crate::error::StartError;
 use crate::link::Liveness;
+use crate::metrics;
 use crate::router::Policy;
 
 /// Settings of a [`crate::Worker`].
@@ -37,6 +38,9 @@ pub struct WorkerConfig {
     pub streams_per_link: u32,
     /// Credit of each request stream in bytes. Default 256 KiB.
     pub stream_window: u32,
+    /// Labels of all that the metrics tell of the worker and its endpoints, by name: at most
+    /// [`crate::metrics::LABELS_MAX`]. Default none.
+    pub metrics_labels: Vec<(String, String)>,
     /// Token that routers must present. Default none.
     pub token: Option<String>,
     /// Allows addresses off loopback without encryption. Default false.
@@ -57,6 +61,7 @@ impl Default for WorkerConfig {
             max_message_bytes: MESSAGE_MAX_DEFAULT,
             streams_per_link: STREAMS_PER_LINK_DEFAULT,
             stream_window: STREAM_WINDOW_DEFAULT,
+            metrics_labels: Vec::new(),
             token: None,
             insecure: false,
         }
@@ -75,6 +80,7 @@ impl WorkerConfig {
         check_namespace(&self.namespace)?;
         at_least_1_ms("health_interval", self.health_interval)?;
         at_least_1_ms("health_timeout", self.health_timeout)?;
+        metrics::labels::check(&self.metrics_labels)?;
         check_common(self.ping_interval, self.ping_timeout, self.max_message_bytes, self.token.as_deref())
     }
 

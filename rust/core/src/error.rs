@@ -8,6 +8,7 @@ use thiserror::Error;
 
 use crate::address::AddressError;
 use crate::discovery::DiscoveryError;
+use crate::metrics::LabelError;
 
 /// How far a call had come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -278,6 +279,9 @@ pub enum StartError {
     /// The worker cannot be listed where routers look.
     #[error(transparent)]
     Discovery(#[from] DiscoveryError),
+    /// Labels that its metrics cannot have.
+    #[error("metrics_labels: {0}")]
+    MetricsLabels(#[from] LabelError),
     /// A worker without engines, or with two of one name.
     #[error("{0}")]
     Engines(String),

@@ -7,7 +7,9 @@ use headrace::port::Port;
 use headrace::{Address, StartError, metrics};
 use parking_lot::Mutex;
 use prometheus::proto::{Metric, MetricFamily, MetricType};
+use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
+use pyo3::types::PyMapping;
 use tokio::runtime::Handle;
 
 use crate::errors::start_error;
@@ -37,6 +39,28 @@ impl PortSetting {
     pub(crate) fn open(&self, runtime: &Handle) -> Result<Arc<Port>, StartError> {
         Port::open(&self.address, self.insecure, runtime)
     }
+}
+
+/// Reads the setting `metrics_labels=`; whether they can be labels, the core says.
+pub(crate) fn labels(given: &Bound<'_, PyAny>) -> PyResult<Vec<(String, String)>> {
+    let Ok(given) = given.cast::<PyMapping>() else {
+        let kind = given.get_type().name()?;
+        return Err(PyTypeError::new_err(format!(
+            "metrics_labels must be a dictionary of names and values, not {kind}"
+        )));
+    };
+    let text = |whose: &str, text: &Bound<'_, PyAny>| {
+        let kind = text.get_type().name()?;
+        text.extract::<String>()
+            .map_err(|_| PyTypeError::new_err(format!("metrics_labels: {whose} must be a str, not {kind}")))
+    };
+    let pair = |item: Bound<'_, PyAny>| {
+        let (name, value) = item.extract::<(Bound<'_, PyAny>, Bound<'_, PyAny>)>()?;
+        let name = text("a label's name", &name)?;
+        let value = text(&format!("the value of {name:?}"), &value)?;
+        Ok((name, value))
+    };
+    given.items()?.iter().map(pair).collect()
 }
 
 /// A port that is held until it is let go.

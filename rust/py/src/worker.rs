@@ -20,7 +20,7 @@ use crate::bridge::hub::{Closes, Event, Hub, Slot, Target};
 use crate::bridge::loop_hub::LoopHub;
 use crate::errors::start_error;
 use crate::ffi::ForkSafe;
-use crate::metrics::{HeldPort, PortSetting, address_of, held};
+use crate::metrics::{HeldPort, PortSetting, address_of, held, labels};
 use crate::payload::Codec;
 use crate::requests::RequestStream;
 use crate::router::{directory, seconds, whole};
@@ -177,8 +177,8 @@ pub(crate) struct WorkerSettings {
 impl WorkerSettings {
     #[new]
     #[pyo3(signature = (address, *, namespace, concurrency, queue, drain_timeout, ping_interval, ping_timeout,
-        health_interval, health_timeout, max_message_bytes, streams_per_link, stream_window, discovery, metrics, token,
-        insecure))]
+        health_interval, health_timeout, max_message_bytes, streams_per_link, stream_window, discovery, metrics,
+        metrics_labels, token, insecure))]
     #[expect(clippy::too_many_arguments, reason = "they mirror the keywords of `serve`")]
     fn new(
         address: &str,
@@ -195,6 +195,7 @@ impl WorkerSettings {
         stream_window: &Bound<'_, PyAny>,
         discovery: Option<Discover>,
         metrics: Option<&str>,
+        metrics_labels: Option<&Bound<'_, PyAny>>,
         token: Option<String>,
         insecure: bool,
     ) -> PyResult<Self> {
@@ -219,6 +220,7 @@ impl WorkerSettings {
             max_message_bytes: whole("max_message_bytes", max_message_bytes)?,
             streams_per_link: whole("streams_per_link", streams_per_link)?,
             stream_window: whole("stream_window", stream_window)?,
+            metrics_labels: metrics_labels.map(labels).transpose()?.unwrap_or_default(),
             token,
             insecure,
         };

@@ -49,7 +49,7 @@ pub(crate) fn gone(name: &str, batcher: *const (), last: &BatchStats) {
 }
 
 pub(super) fn collect(samples: &mut Samples) {
-    for (name, batchers) in BATCHERS.each() {
+    for (_, name, batchers) in BATCHERS.each() {
         // Dropped after the lock: whoever holds the last of a batcher says that it is gone.
         let mut alive = Vec::new();
         let mut known = batchers.lock();

@@ -4,16 +4,18 @@
 //! |---|---|
 //! | [`names`] | every family: name, unit, meaning, labels |
 //! | [`numbers`] | counters and histograms that cost an add |
+//! | [`labels`] | labels that users give their workers |
 //! | [`samples`] | from numbers to families; what has numbers of its own, a [`Source`] |
 //! | [`worker`], [`router`], [`link`], [`batch`] | what each of them counts |
 //! | [`loops`] | whether event loops turn |
 //! | this one | the process's registry, and its text |
 //!
-//! All numbers are the process's: two workers that serve one endpoint are one series. Nothing is computed
+//! All numbers are the process's: two workers that serve one endpoint with the same labels are one series. Nothing is computed
 //! before somebody scrapes. A crate or binding with numbers of its own (a CUDA pool) declares its families in
 //! [`names`] and [`register`]s a source.
 
 pub(crate) mod batch;
+pub(crate) mod labels;
 pub(crate) mod link;
 mod loops;
 pub mod names;
@@ -29,6 +31,7 @@ use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 use prometheus::{Registry, TextEncoder};
 
+pub use self::labels::{LABEL_BYTES_MAX, LABEL_NAMES_MAX, LABEL_SETS_MAX, LABELS_MAX, LabelError};
 pub use self::loops::{EventLoop, LOOP_INTERVAL, ask_loops, blocked_loops, watch_loop};
 pub use self::numbers::{Counter, TimeHistogram};
 pub use self::samples::{Samples, Source};
@@ -87,9 +90,6 @@ impl Collector for Everything {
     fn collect(&self) -> Vec<MetricFamily> {
         let mut samples = Samples::default();
         samples.count(&names::BUILD_INFO, &[env!("CARGO_PKG_VERSION")], 1);
-        for family in [&names::WORKER_READY, &names::WORKER_CONCURRENCY, &names::WORKER_QUEUE_LIMIT] {
-            samples.count(family, &[], 0);
-        }
         for family in [&names::ROUTER_INFLIGHT, &names::ROUTER_WAITING] {
             samples.count(family, &[], 0);
         }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use parking_lot::RwLock;
 
+use super::labels::{LabelSet, UNLABELLED};
 use super::names::{NAMES_MAX, OVERFLOW, TIME_BOUNDS, TIME_BOUNDS_S};
 
 /// Something that only rises.
@@ -115,6 +116,12 @@ pub(crate) trait Word: Copy + 'static {
 #[derive(Debug)]
 pub(crate) struct PerWord<const N: usize>([Counter; N]);
 
+impl<const N: usize> Default for PerWord<N> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl<const N: usize> PerWord<N> {
     pub(crate) const fn new() -> Self {
         Self([const { Counter::new() }; N])
@@ -134,30 +141,36 @@ impl<const N: usize> PerWord<N> {
     }
 }
 
-/// Numbers by name, for as long as the process lives: a name that is used again goes on where it was. At most
-/// [`NAMES_MAX`] names, and one more for all that come later.
+/// Numbers by name and labels, for as long as the process lives: a name that is used again goes on where it was.
+/// At most [`NAMES_MAX`] of them, and one more for all that come later.
 #[derive(Debug)]
-pub(crate) struct Named<T: 'static>(RwLock<BTreeMap<String, &'static T>>);
+pub(crate) struct Named<T: 'static>(RwLock<BTreeMap<(&'static LabelSet, String), &'static T>>);
 
 impl<T: Default> Named<T> {
     pub(crate) const fn new() -> Self {
         Self(RwLock::new(BTreeMap::new()))
     }
 
-    /// The numbers under this name.
+    /// The numbers under this name, without labels.
     pub(crate) fn get(&self, name: &str) -> &'static T {
-        let mut known = self.0.write();
-        if let Some(found) = known.get(name) {
-            return found;
-        }
-        let name = if known.len() < NAMES_MAX { name } else { OVERFLOW };
-        // Leaked on purpose: counters outlive what they count, and there is a bound on how many there are.
-        known.entry(name.to_owned()).or_insert_with(|| Box::leak(Box::default()))
+        self.labelled(&UNLABELLED, name)
     }
 
-    /// Each name with its numbers.
-    pub(crate) fn each(&self) -> Vec<(String, &'static T)> {
-        self.0.read().iter().map(|(name, &numbers)| (name.clone(), numbers)).collect()
+    /// The numbers under this name, with these labels.
+    pub(crate) fn labelled(&self, labels: &'static LabelSet, name: &str) -> &'static T {
+        let mut known = self.0.write();
+        let key = (labels, name.to_owned());
+        if let Some(found) = known.get(&key) {
+            return found;
+        }
+        let key = if known.len() < NAMES_MAX { key } else { (&UNLABELLED, OVERFLOW.to_owned()) };
+        // Leaked on purpose: counters outlive what they count, and there is a bound on how many there are.
+        known.entry(key).or_insert_with(|| Box::leak(Box::default()))
+    }
+
+    /// Each of them, with its labels and name.
+    pub(crate) fn each(&self) -> Vec<(&'static LabelSet, String, &'static T)> {
+        self.0.read().iter().map(|((labels, name), &numbers)| (*labels, name.clone(), numbers)).collect()
     }
 }
 
@@ -193,6 +206,6 @@ mod tests {
         let each = NAMED.each();
         assert_eq!(each.len(), NAMES_MAX + 1);
         assert_eq!(NAMED.get(OVERFLOW).get(), 9 * NAMES_MAX as u64);
-        assert_eq!(each.iter().map(|(_, counter)| counter.get()).sum::<u64>(), 10 * NAMES_MAX as u64);
+        assert_eq!(each.iter().map(|(_, _, counter)| counter.get()).sum::<u64>(), 10 * NAMES_MAX as u64);
     }
 }

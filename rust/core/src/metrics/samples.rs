@@ -1,10 +1,11 @@
 //! From numbers to families as `prometheus` has them: sources put in what they have, under a family of the
 //! table.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use prometheus::proto::{self, LabelPair, Metric, MetricFamily, MetricType};
 
+use super::labels::{LabelSet, UNLABELLED};
 use super::names::{Family, Kind};
 use super::numbers::TimeHistogram;
 
@@ -17,16 +18,27 @@ pub trait Source: Send + Sync {
 
 /// Values of all families at one moment. What has the same labels is added up: two batchers of one name are
 /// one series.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Samples {
     families: BTreeMap<&'static str, Collected>,
+    /// What all that is put in carries, beside the labels of its family.
+    labels: &'static LabelSet,
+}
+
+impl Default for Samples {
+    fn default() -> Self {
+        Self { families: BTreeMap::new(), labels: &UNLABELLED }
+    }
 }
 
 #[derive(Debug)]
 struct Collected {
     family: &'static Family,
-    series: BTreeMap<Vec<String>, Value>,
+    series: BTreeMap<Series, Value>,
 }
+
+/// The values of its family's labels, and what else labels it.
+type Series = (Vec<String>, &'static LabelSet);
 
 #[derive(Debug)]
 enum Value {
@@ -75,6 +87,13 @@ impl Samples {
         self.histogram(family, labels, times.cumulative(), times.sum_s());
     }
 
+    /// All that is put in meanwhile carries these labels.
+    pub(crate) fn labelled(&mut self, labels: &'static LabelSet, put: impl FnOnce(&mut Self)) {
+        let outer = std::mem::replace(&mut self.labels, labels);
+        put(self);
+        self.labels = outer;
+    }
+
     fn series(
         &mut self,
         family: &'static Family,
@@ -84,8 +103,8 @@ impl Samples {
         debug_assert_eq!(family.labels.len(), labels.len(), "labels of {}", family.name);
         let collected =
             self.families.entry(family.name).or_insert_with(|| Collected { family, series: BTreeMap::new() });
-        let labels = labels.iter().map(|&label| label.to_owned()).collect();
-        collected.series.entry(labels).or_insert_with(none)
+        let values = labels.iter().map(|&label| label.to_owned()).collect();
+        collected.series.entry((values, self.labels)).or_insert_with(none)
     }
 
     pub(super) fn into_families(self) -> Vec<MetricFamily> {
@@ -104,22 +123,29 @@ impl Collected {
             Kind::Gauge => MetricType::GAUGE,
             Kind::Histogram => MetricType::HISTOGRAM,
         });
-        let metrics = series.into_iter().map(|(values, value)| metric(family, values, value));
-        made.set_metric(metrics.collect());
+        // All series of a family have the same labels: those that one was not given are empty.
+        let more: BTreeSet<_> = series.keys().flat_map(|(_, labels)| labels.names()).collect();
+        let metric = |((values, labels), value): (Series, Value)| {
+            let own = family.labels.iter().zip(values).map(|(&name, value)| pair(name, value));
+            let more = more.iter().map(|&name| pair(name, labels.value(name).to_owned()));
+            metric(family.kind, own.chain(more).collect(), value)
+        };
+        made.set_metric(series.into_iter().map(metric).collect());
         made
     }
 }
 
-fn metric(family: &Family, values: Vec<String>, value: Value) -> Metric {
-    let labels = family.labels.iter().zip(values).map(|(&name, value)| {
-        let mut label = LabelPair::default();
-        label.set_name(name.to_owned());
-        label.set_value(value);
-        label
-    });
-    let mut metric = Metric::from_label(labels.collect());
+fn pair(name: &str, value: String) -> LabelPair {
+    let mut label = LabelPair::default();
+    label.set_name(name.to_owned());
+    label.set_value(value);
+    label
+}
+
+fn metric(kind: Kind, labels: Vec<LabelPair>, value: Value) -> Metric {
+    let mut metric = Metric::from_label(labels);
     match value {
-        Value::Number(number) if family.kind == Kind::Counter => {
+        Value::Number(number) if kind == Kind::Counter => {
             let mut counter = proto::Counter::default();
             counter.set_value(number);
             metric.set_counter(counter);

@@ -1,11 +1,13 @@
-//! What workers count, by endpoint: names that this process serves, never one that a router sent. A request
+//! What workers count, by endpoint: names that this process serves, never one that a router sent; and by the
+//! labels of the worker. A request
 //! carries an [`Account`], which costs two plain additions for each item and is folded in when it ends.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use headrace_wire::body::{FaultCode, RejectReason};
 
-use super::names::{self, Family};
+use super::labels::{LabelSet, UNLABELLED, label_set, label_sets};
+use super::names::{self, Family, OVERFLOW};
 use super::numbers::{Counter, Named, PerWord, TimeHistogram, Word};
 use super::samples::Samples;
 use crate::clock::now_ns;
@@ -14,7 +16,6 @@ use crate::clock::now_ns;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ErrorType {
     Deserialization,
-    InvalidMessage,
     ResponseStream,
     Generate,
     Serialization,
@@ -29,12 +30,11 @@ pub(crate) enum ErrorType {
     Refused,
 }
 
-const ERROR_TYPES: usize = 14;
+const ERROR_TYPES: usize = 13;
 
 impl Word for ErrorType {
     const WORDS: &'static [&'static str] = &[
         "deserialization",
-        "invalid_message",
         "response_stream",
         "generate",
         "serialization",
@@ -205,22 +205,69 @@ impl Endpoint {
 
 static ENDPOINTS: Named<Endpoint> = Named::new();
 
-/// For what cannot be told of an endpoint that is served here.
-static UNKNOWN: Endpoint = Endpoint::new();
-
-/// The numbers of an endpoint that is served.
-pub(crate) fn endpoint(name: &str) -> &'static Endpoint {
-    ENDPOINTS.get(name)
+/// What cannot be told of an endpoint that is served here.
+#[derive(Debug, Default)]
+pub(crate) struct Unknown {
+    invalid_messages: Counter,
+    rejections: PerWord<REJECT_REASONS>,
 }
 
-/// A request was refused that names no endpoint, or none that is served.
-pub(crate) fn refused_unread(reason: RejectReason) {
-    UNKNOWN.rejected(reason);
+impl Unknown {
+    /// A request was refused that names no endpoint, or none that is served.
+    pub(crate) fn refused(&self, reason: RejectReason) {
+        self.rejections.count(reason);
+    }
+
+    /// A router broke the protocol.
+    pub(crate) fn invalid_message(&self) {
+        self.invalid_messages.add(1);
+    }
+
+    fn collect(&self, samples: &mut Samples) {
+        samples.count(&names::WORKER_ERRORS, &["", "invalid_message"], self.invalid_messages.get());
+        for (word, count) in self.rejections.each::<RejectReason>() {
+            if count > 0 {
+                samples.count(&names::WORKER_REJECTIONS, &["", word], count);
+            }
+        }
+    }
 }
 
-/// A router broke the protocol.
-pub(crate) fn invalid_message() {
-    UNKNOWN.errors.count(ErrorType::InvalidMessage);
+/// By labels alone: there are fewer sets of them than names, so none is beyond the bound.
+static UNKNOWN: Named<Unknown> = Named::new();
+
+const _: () = assert!(super::labels::LABEL_SETS_MAX < names::NAMES_MAX, "and one for those without labels");
+
+/// Where one worker counts.
+#[derive(Debug)]
+pub(crate) struct OfWorker {
+    /// `None`: there are too many in this process.
+    labels: Option<&'static LabelSet>,
+    pub(crate) unknown: &'static Unknown,
+}
+
+impl OfWorker {
+    /// For a worker with these labels, which were checked.
+    pub(crate) fn new(labels: &[(String, String)]) -> Self {
+        let labels = label_set(labels);
+        if labels.is_none() {
+            tracing::warn!("too many metrics_labels in one process: a worker is counted as {OVERFLOW}");
+        }
+        Self { labels, unknown: UNKNOWN.labelled(labels.unwrap_or(&UNLABELLED), "") }
+    }
+
+    /// The numbers of an endpoint that it serves.
+    pub(crate) fn endpoint(&self, name: &str) -> &'static Endpoint {
+        match self.labels {
+            Some(labels) => ENDPOINTS.labelled(labels, name),
+            None => ENDPOINTS.get(OVERFLOW),
+        }
+    }
+
+    /// What all that it tells of itself carries.
+    pub(crate) fn labels(&self) -> &'static LabelSet {
+        self.labels.unwrap_or(&UNLABELLED)
+    }
 }
 
 /// One accepted request, counted from ACCEPT to its end; one that is dropped was cancelled.
@@ -331,18 +378,17 @@ impl Drop for Account {
 }
 
 pub(super) fn collect(samples: &mut Samples) {
-    for (name, endpoint) in ENDPOINTS.each() {
-        endpoint.collect(&name, samples);
+    for labels in label_sets() {
+        samples.labelled(labels, |samples| {
+            // They are there from the first scrape on, and when the last worker has gone.
+            for family in [&names::WORKER_READY, &names::WORKER_CONCURRENCY, &names::WORKER_QUEUE_LIMIT] {
+                samples.count(family, &[], 0);
+            }
+            UNKNOWN.labelled(labels, "").collect(samples);
+        });
     }
-    for (word, count) in UNKNOWN.errors.each::<ErrorType>() {
-        if count > 0 || word == "invalid_message" {
-            samples.count(&names::WORKER_ERRORS, &["", word], count);
-        }
-    }
-    for (word, count) in UNKNOWN.rejections.each::<RejectReason>() {
-        if count > 0 {
-            samples.count(&names::WORKER_REJECTIONS, &["", word], count);
-        }
+    for (labels, name, endpoint) in ENDPOINTS.each() {
+        samples.labelled(labels, |samples| endpoint.collect(&name, samples));
     }
 }
 
@@ -361,9 +407,7 @@ impl Endpoint {
         count(&names::WORKER_RESPONSE_ITEMS, self.response_items.get());
         count(&names::WORKER_CANCELLATION, self.cancellations.get());
         for (word, count) in self.errors.each::<ErrorType>() {
-            if word != "invalid_message" {
-                samples.count(&names::WORKER_ERRORS, &[name, word], count);
-            }
+            samples.count(&names::WORKER_ERRORS, &[name, word], count);
         }
         for (word, count) in self.rejections.each::<RejectReason>() {
             samples.count(&names::WORKER_REJECTIONS, &[name, word], count);

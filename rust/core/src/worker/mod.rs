@@ -40,7 +40,7 @@ use crate::discovery::{Discovery, DiscoveryError, Listing, Registration};
 use crate::engine::Engine;
 use crate::error::StartError;
 use crate::link::{Driver, Link, Local, Ticker};
-use crate::metrics::worker::Endpoint;
+use crate::metrics::worker::{Endpoint, OfWorker};
 use crate::metrics::{self, Source};
 
 /// How often a drain looks whether the last answers have been written.
@@ -77,10 +77,10 @@ struct Served {
 }
 
 impl Served {
-    fn new(endpoint: &str, engine: Arc<dyn Engine>) -> Self {
+    fn new(endpoint: &str, engine: Arc<dyn Engine>, metrics: &OfWorker) -> Self {
         let endpoint: Arc<str> = endpoint.into();
         let vitals = engine.health_check().map(|check| Arc::new(Vitals::new(Arc::clone(&endpoint), check)));
-        let metrics = metrics::worker::endpoint(&endpoint);
+        let metrics = metrics.endpoint(&endpoint);
         Self { endpoint, engine, vitals, metrics }
     }
 }
@@ -91,6 +91,7 @@ pub(crate) struct Shared {
     instance_id: String,
     engines: FxHashMap<String, Served>,
     endpoints: Vec<String>,
+    metrics: OfWorker,
     admission: Admission,
     links: Mutex<Vec<Arc<Link>>>,
     ticker: Ticker,
@@ -142,10 +143,11 @@ impl Worker {
         address.check(config.insecure)?;
         let mut endpoints: Vec<String> = engines.iter().map(|(name, _)| name.clone()).collect();
         endpoints.sort();
+        let metrics = OfWorker::new(&config.metrics_labels);
         let engines = engines
             .into_iter()
             .map(|(name, engine)| {
-                let served = Served::new(&name, engine);
+                let served = Served::new(&name, engine, &metrics);
                 (name, served)
             })
             .collect();
@@ -153,6 +155,7 @@ impl Worker {
             instance_id: format!("{:016x}", fastrand::u64(..)),
             engines,
             endpoints,
+            metrics,
             admission: Admission::new(config.concurrency, config.queue),
             links: Mutex::new(Vec::new()),
             ticker: Ticker::new(runtime.clone()),

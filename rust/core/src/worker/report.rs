@@ -71,8 +71,10 @@ impl Source for Shared {
         let WorkerStats { links, streams, .. } = self.stats();
         samples.count(&names::LINK_OPEN, &["worker"], links as u64);
         samples.count(&names::LINK_STREAMS, &["worker"], streams as u64);
-        samples.count(&names::WORKER_READY, &[], u64::from(self.status().ready));
-        samples.count(&names::WORKER_CONCURRENCY, &[], self.config.concurrency as u64);
-        samples.count(&names::WORKER_QUEUE_LIMIT, &[], self.config.queue as u64);
+        samples.labelled(self.metrics.labels(), |samples| {
+            samples.count(&names::WORKER_READY, &[], u64::from(self.status().ready));
+            samples.count(&names::WORKER_CONCURRENCY, &[], self.config.concurrency as u64);
+            samples.count(&names::WORKER_QUEUE_LIMIT, &[], self.config.queue as u64);
+        });
     }
 }

@@ -126,14 +126,14 @@ impl Owner for Session {
 
     fn on_broken(&self) {
         if !self.checks {
-            metrics::worker::invalid_message();
+            self.shared.metrics.unknown.invalid_message();
         }
     }
 
     fn on_refused(&self, reason: RejectReason) {
         if !self.checks {
             self.shared.rejected_total.fetch_add(1, Ordering::Relaxed);
-            metrics::worker::refused_unread(reason);
+            self.shared.metrics.unknown.refused(reason);
         }
     }
 
