@@ -9,7 +9,9 @@ import json
 import os
 import re
 import signal
+import subprocess
 import threading
+from pathlib import Path
 from typing import Any
 
 import headrace as hr
@@ -179,12 +181,12 @@ async def test_a_loop_that_was_left_is_not_blocked(closed: bool):
 
         await asyncio.to_thread(leave)
         loop, _, hub = left
-        # It has been asked for a turn that it will not have: this loop has had one since.
+        # It has been asked for a turn that it will not have: this loop has had two since.
         before = Scrape()
         await eventually(lambda: Scrape().rise(before, "loop_lag_seconds_count") >= 2.0)
+        await eventually(lambda: Scrape().get("loop_blocked_seconds") < 0.2)
         await says(worker.metrics_address, "/live", 200)
         await says(worker.metrics_address, "/ready", 200)
-        assert Scrape().get("loop_blocked_seconds") < 0.2
         if closed:
             # The next loop lets go of it.
             await asyncio.to_thread(lambda: asyncio.run(_with_hub()))
@@ -195,6 +197,58 @@ async def test_a_loop_that_was_left_is_not_blocked(closed: bool):
 
 async def _with_hub() -> None:
     current_hub()
+
+
+STOPPED = """
+import asyncio, sys
+import headrace as hr
+
+async def opens():
+    return await hr.serve(echo, metrics="127.0.0.1:0", ping_interval=0.2)
+
+async def echo(request):
+    return request
+
+async def blocks():
+    sys.stdin.readline()
+
+loop = asyncio.new_event_loop()
+worker = loop.run_until_complete(opens())
+print(worker.metrics_address, flush=True)
+sys.stdin.readline()
+loop.run_until_complete(blocks())
+print("unblocked", flush=True)
+sys.stdin.readline()
+"""
+
+
+async def steadily_live(address: str) -> bool:
+    """Whether `/live` says so for as long as it takes to ask the loops twice."""
+    for _ in range(12):
+        if (await get(address, "/live"))[0] != 200:
+            return False
+        await asyncio.sleep(0.1)
+    return True
+
+
+async def test_the_only_loop_of_a_process_is_not_blocked_while_it_is_stopped():
+    with python("-c", STOPPED, stdin=subprocess.PIPE) as process:
+        address = await process.line()
+        tells = process.popen.stdin
+        assert tells is not None
+        # It has just been stopped: for a moment nobody knows.
+        while not await steadily_live(address):
+            pass
+        assert Scrape((await get(address, "/metrics"))[1]).get("loop_blocked_seconds") == 0.0
+        tells.write("run again\n")
+        tells.flush()
+        await says(address, "/live", 503, "the event loop of thread MainThread has had no turn for")
+        tells.write("go on\n")
+        tells.flush()
+        assert await process.line() == "unblocked"
+        while not await steadily_live(address):
+            pass
+        assert (await process.ended())[0] == 0
 
 
 async def _blocked_until(event: threading.Event) -> bool:
@@ -287,3 +341,29 @@ async def test_a_port_of_a_parent_that_cannot_be_opened_ends_it_before_it_starts
         async with serve_pool("pool_engines:who", "--metrics", worker.metrics_address) as pool:
             code, _, err = await pool.ended()
             assert code == 2 and "metrics: cannot listen on" in err
+
+
+async def test_the_folder_of_a_parent_that_was_killed_is_removed_by_the_next_one(tmp_path: Path):
+    env = {"TMPDIR": str(tmp_path)}
+    others = tmp_path / "headrace-metrics-not-a-folder"
+    others.touch()
+    async with serve_pool("pool_engines:who", "--metrics", ANY, env=env) as pool:
+        await pool.ready(2)
+        [left] = set(os.listdir(tmp_path)) - {others.name}
+        assert sorted(os.listdir(tmp_path / left)) == ["0", "1"]
+        # The folder of one that runs is left alone.
+        async with serve_pool("pool_engines:who", "--metrics", ANY, env=env) as another:
+            await another.ready(2)
+            assert len(os.listdir(tmp_path)) == 3
+            another.signal(signal.SIGTERM)
+            assert (await another.ended())[0] == 0
+        assert set(os.listdir(tmp_path)) == {left, others.name}
+        pool.signal(signal.SIGKILL)
+        await pool.ended()
+    assert left in os.listdir(tmp_path)
+    async with serve_pool("pool_engines:who", "--metrics", ANY, env=env) as pool:
+        await pool.ready(2)
+        assert left not in os.listdir(tmp_path)
+        pool.signal(signal.SIGTERM)
+        assert (await pool.ended())[0] == 0
+    assert os.listdir(tmp_path) == [others.name]

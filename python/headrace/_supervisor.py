@@ -16,13 +16,13 @@ import json
 import os
 import signal
 import sys
-import tempfile
 from collections import deque
 from collections.abc import Generator, Mapping
 from typing import Any
 
 from headrace._addresses import Addresses
 from headrace._headrace import MergedPort
+from headrace._metrics_folder import metrics_folder
 from headrace._target import UsageError, name_of
 from headrace._worker_process import Failure, WorkerProcess, say
 
@@ -135,8 +135,7 @@ def _metrics_port(address: str | None, workers: int, *, insecure: bool) -> Gener
     if address is None:
         yield []
         return
-    # Only this user may look into it.
-    with tempfile.TemporaryDirectory(prefix="headrace-", ignore_cleanup_errors=True) as folder:
+    with metrics_folder() as folder:
         sockets = [os.path.join(folder, str(index)) for index in range(workers)]
         port = MergedPort(address, insecure, sockets)
         say(f"metrics and health at {port.address}")

@@ -54,7 +54,7 @@ pub(crate) fn started() -> Option<Handle> {
 /// Refuses to go on in a forked child or while the interpreter exits.
 pub(crate) fn check_process(py: Python<'_>) -> PyResult<()> {
     check_fork(py)?;
-    if EXITING.load(Ordering::Relaxed) {
+    if is_exiting() {
         return Err(errors::start_failed("the interpreter is exiting"));
     }
     Ok(())
@@ -67,7 +67,7 @@ pub(crate) fn check_fork(py: Python<'_>) -> PyResult<()> {
 
 /// Whether the interpreter exits; hubs have been closed.
 pub(crate) fn is_exiting() -> bool {
-    EXITING.load(Ordering::Relaxed)
+    EXITING.load(Ordering::SeqCst)
 }
 
 pub(crate) fn is_forked() -> bool {
@@ -95,7 +95,8 @@ pub(crate) fn _forked() {
 /// Called at interpreter exit, after every hub has been closed.
 #[pyfunction]
 pub(crate) fn _exit(py: Python<'_>) {
-    EXITING.store(true, Ordering::Relaxed);
+    // In one order with the count of threads that will want the interpreter.
+    EXITING.store(true, Ordering::SeqCst);
     if is_forked() {
         return;
     }

@@ -1,5 +1,6 @@
 //! Whether event loops turn. While metrics are read, each loop is asked for a turn every half second, by what
-//! it is always woken with; how long that takes is its lag, and one that does not answer is blocked.
+//! it is always woken with; how long that takes is its lag, and one that does not answer is blocked, unless it
+//! does not run at all. Whether it does, only its own kind can say and may take its time, so a thread apart asks.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -25,10 +26,13 @@ pub trait EventLoop: Send + Sync {
     /// Has `turn` called on the loop's thread, soon. One that has ended drops it.
     fn ask(&self, turn: Box<dyn FnOnce() + Send>);
 
-    /// Whether it runs at present: one that was stopped has no turns, and nothing blocks it. Called by another
-    /// loop in its turn, on that one's thread.
-    fn is_running(&self) -> bool;
+    /// What finds out whether it runs: one that was stopped has no turns, and nothing blocks it. Called on a
+    /// thread that has nothing else to do, so it may wait, and holds nothing that the loop's end gives back.
+    fn look(&self) -> Look;
 }
+
+/// True while the loop runs.
+pub type Look = Box<dyn FnOnce() -> bool + Send>;
 
 /// One loop, and what it was asked.
 struct Watched {
@@ -40,13 +44,15 @@ struct Watched {
 struct Asked {
     /// Since when it has been asked for a turn: 0 while it has not.
     since_ns: AtomicU64,
-    /// Another loop has found that it does not run, and so need not answer.
+    /// It was found not to run, and so need not answer.
     stopped: AtomicBool,
 }
 
 static LOOPS: Mutex<Vec<Watched>> = Mutex::new(Vec::new());
 static LAG: TimeHistogram = TimeHistogram::new();
 static ASKING: Mutex<Option<AbortHandle>> = Mutex::new(None);
+/// Whether a thread looks at silent loops.
+static LOOKING: AtomicBool = AtomicBool::new(false);
 
 /// Makes a loop known, for as long as it lives.
 pub fn watch_loop(event_loop: Weak<dyn EventLoop>) {
@@ -94,40 +100,69 @@ async fn ask_for_ever() {
     }
 }
 
-/// Asks every loop that is not asked already.
+/// Asks every loop that is not asked already, and has those looked at that have not answered.
 fn ask_all() {
     let mut asked = Vec::new();
+    let mut is_one_silent = false;
     LOOPS.lock().retain(|watched| {
         let event_loop = watched.event_loop.upgrade();
         let lives = event_loop.is_some();
-        if !watched.is_asked() {
+        if watched.is_asked() {
+            is_one_silent |= lives;
+        } else {
             asked.extend(event_loop.map(|event_loop| (event_loop, Arc::clone(&watched.asked))));
         }
         lives
     });
-    // Never 0, which stands for none. All are marked before one is asked: the first to answer looks at others.
-    let began_ns = now_ns().max(1);
-    for (_, asked) in &asked {
-        asked.since_ns.store(began_ns, Ordering::Release);
+    if is_one_silent {
+        look_aside();
     }
+    // Never 0, which stands for none.
+    let began_ns = now_ns().max(1);
     for (event_loop, asked) in asked {
+        asked.since_ns.store(began_ns, Ordering::Release);
         let turn = Turn { began_ns, asked };
         event_loop.ask(Box::new(move || turn.came()));
     }
 }
 
-/// Looks which of the loops that have not answered run at all. Only a loop in its turn can tell of others: a
-/// thread of the runtime would wait for the interpreter as long as something blocks that.
-fn look_at_silent() {
+/// Has a thread look at silent loops, until there are none. Not one of the runtime: it may have to wait for as
+/// long as something blocks the interpreter, and until then its loops count as blocked, as they are.
+fn look_aside() {
+    struct Looking;
+    impl Drop for Looking {
+        fn drop(&mut self) {
+            LOOKING.store(false, Ordering::Release);
+        }
+    }
+    if LOOKING.swap(true, Ordering::AcqRel) {
+        return;
+    }
+    let looking = Looking;
+    let look = move || {
+        let _looking = looking;
+        while look_at_silent() {
+            std::thread::sleep(LOOP_INTERVAL);
+        }
+    };
+    if let Err(error) = std::thread::Builder::new().name("headrace-loops".to_owned()).spawn(look) {
+        tracing::warn!(%error, "no thread looks whether silent event loops run");
+    }
+}
+
+/// Looks which of the loops that have not answered run at all; false if all have answered.
+fn look_at_silent() -> bool {
     let silent = |watched: &Watched| {
         let event_loop = watched.event_loop.upgrade().filter(|_| watched.is_asked())?;
-        Some((event_loop, Arc::clone(&watched.asked)))
+        Some((event_loop.look(), Arc::clone(&watched.asked)))
     };
-    // Asked without the lock, since it calls into the interpreter.
     let silent: Vec<_> = LOOPS.lock().iter().filter_map(silent).collect();
-    for (event_loop, asked) in silent {
-        asked.stopped.store(!event_loop.is_running(), Ordering::Release);
+    let is_one_silent = !silent.is_empty();
+    // Without the lock, since it may take its time.
+    for (is_running, asked) in silent {
+        asked.stopped.store(!is_running(), Ordering::Release);
     }
+    is_one_silent
 }
 
 /// A turn that a loop was asked for; one that is dropped will not come, and is not waited for.
@@ -141,8 +176,6 @@ impl Turn {
         if !self.asked.stopped.load(Ordering::Acquire) {
             LAG.observe_ns(now_ns().saturating_sub(self.began_ns));
         }
-        drop(self);
-        look_at_silent();
     }
 }
 

@@ -32,7 +32,7 @@ use prometheus::proto::MetricFamily;
 use prometheus::{Registry, TextEncoder};
 
 pub use self::labels::{LABEL_BYTES_MAX, LABEL_NAMES_MAX, LABEL_SETS_MAX, LABELS_MAX, LabelError};
-pub use self::loops::{EventLoop, LOOP_INTERVAL, ask_loops, blocked_loops, watch_loop};
+pub use self::loops::{EventLoop, LOOP_INTERVAL, Look, ask_loops, blocked_loops, watch_loop};
 pub use self::numbers::{Counter, TimeHistogram};
 pub use self::samples::{Samples, Source};
 

@@ -15,16 +15,26 @@ const SIGNALS_TICK: Duration = Duration::from_millis(50);
 /// Threads that wait without the interpreter and will want it back.
 static WAITING: AtomicUsize = AtomicUsize::new(0);
 
+/// Held by a thread that will want the interpreter: its exit waits for that. In one order with the mark that it
+/// exits, so that whoever enters and does not find that mark is waited for.
+pub(crate) struct Inside(());
+
+impl Inside {
+    pub(crate) fn enter() -> Self {
+        WAITING.fetch_add(1, Ordering::SeqCst);
+        Self(())
+    }
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        WAITING.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 /// Waits without the interpreter.
 pub(crate) fn detached<T: Send>(py: Python<'_>, wait: impl FnOnce() -> T + Send) -> T {
-    struct Inside;
-    impl Drop for Inside {
-        fn drop(&mut self) {
-            WAITING.fetch_sub(1, Ordering::Release);
-        }
-    }
-    WAITING.fetch_add(1, Ordering::Acquire);
-    let _inside = Inside;
+    let _inside = Inside::enter();
     py.detach(wait)
 }
 
@@ -33,7 +43,7 @@ pub(crate) fn detached<T: Send>(py: Python<'_>, wait: impl FnOnce() -> T + Send)
 pub(crate) fn wait_until_left(py: Python<'_>, most: Duration) {
     let until = Instant::now() + most;
     py.detach(|| {
-        while WAITING.load(Ordering::Acquire) > 0 && Instant::now() < until {
+        while WAITING.load(Ordering::SeqCst) > 0 && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(1));
         }
     });

@@ -72,7 +72,7 @@ pub(crate) struct Hub {
     thread: ThreadId,
     /// What an operator knows the loop by.
     pub(super) name: String,
-    pub(super) event_loop: Py<PyAny>,
+    pub(super) event_loop: Arc<Py<PyAny>>,
     /// A future of the loop that is done, with the result `None`; see [`Waiter::complete`].
     pub(super) done: Py<PyAny>,
     pub(super) loop_side: Mutex<Option<LoopSide>>,
@@ -112,7 +112,7 @@ impl Hub {
             turns: AtomicU64::new(0),
             thread: this_thread(),
             name: name_of_loop(py)?,
-            event_loop,
+            event_loop: Arc::new(event_loop),
             loop_side: Mutex::new(None),
             closed: AtomicBool::new(false),
             closes: Mutex::default(),

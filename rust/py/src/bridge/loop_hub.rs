@@ -3,11 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use headrace::metrics::{EventLoop, watch_loop};
+use headrace::metrics::{EventLoop, Look, watch_loop};
 use pyo3::prelude::*;
 
 use super::hub::{Event, Hub, LoopSide};
-use crate::runtime::is_forked;
+use crate::audit::entered_python;
+use crate::batch::blocking::Inside;
+use crate::runtime::{is_exiting, is_forked};
 
 /// The hub as its event loop sees it.
 #[pyclass(frozen, weakref, module = "headrace._headrace")]
@@ -36,17 +38,28 @@ impl EventLoop for Hub {
         self.put(Event::Run(turn));
     }
 
-    fn is_running(&self) -> bool {
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "a loop calls it in its turn, whose thread is attached"
-        )]
-        Python::attach(|py| {
-            let running = self.event_loop.call_method0(py, "is_running");
-            // A loop that cannot say so is taken to run: a frozen one must be found.
-            running.and_then(|running| running.is_truthy(py)).unwrap_or(true)
-        })
+    fn look(&self) -> Look {
+        let event_loop = Arc::clone(&self.event_loop);
+        Box::new(move || is_running(event_loop))
     }
+}
+
+/// Called on a thread of its own, none of tokio's.
+fn is_running(event_loop: Arc<Py<PyAny>>) -> bool {
+    // From here on the interpreter's exit waits for this thread, or this thread finds that it exits.
+    let _inside = Inside::enter();
+    if is_exiting() {
+        return true;
+    }
+    #[expect(clippy::disallowed_methods, reason = "this thread does nothing else")]
+    let running = Python::try_attach(move |py| {
+        entered_python();
+        // Let go of in here: this may be the last of the loop.
+        let event_loop = event_loop;
+        event_loop.call_method0(py, "is_running")?.is_truthy(py)
+    });
+    // A loop that cannot say so is taken to run: a frozen one must be found.
+    running.and_then(PyResult::ok).unwrap_or(true)
 }
 
 /// What an operator knows the loop of this thread by.
