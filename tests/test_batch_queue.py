@@ -163,13 +163,13 @@ async def test_a_worker_is_not_forgotten_when_on_batch_raises_after_keeping_its_
     before, sys.unraisablehook = sys.unraisablehook, lambda what: unraisable.append(str(what.exc_value))
     try:
         batcher = queue(on_batch, workers=3, max_batch_size=2)
-        for number in range(6):
-            batcher.submit(number)
+        submissions = [batcher.submit(number) for number in range(6)]
         await turns()
     finally:
         sys.unraisablehook = before
     assert [taken.items for taken in kept] == [[0, 1], [2, 3], [4, 5]]
     assert unraisable == ["once"] * 3
+    assert not any(submission.done() for submission in submissions)
 
 
 @pytest.mark.asyncio
@@ -193,11 +193,12 @@ async def test_maps_take_turns_when_there_is_room() -> None:
 async def test_what_came_between_the_last_look_and_the_wait_is_told() -> None:
     batcher = queue()
     assert batcher.try_take(0, 1) is None
-    batcher.submit(1)
+    submission = batcher.submit(1)
     # Told now, when nobody listens.
     await turns()
     assert await guarded(batcher.takable()) is True
     batcher.try_take(0, 1).complete([None])
+    assert submission.done()
 
 
 # --- keys and clients ---
@@ -272,7 +273,7 @@ def test_a_key_that_was_changed_and_changed_back_is_numbered_anew() -> None:
 async def test_keys_are_forgotten_while_a_batch_goes_on_and_on() -> None:
     held = Held()
     batcher = queue(held, workers=2)
-    batcher.submit(None, key="long")
+    submission = batcher.submit(None, key="long")
     await turns()
     long = held.batches.pop()
     keys = [Key(number) for number in range(1000)]
@@ -281,18 +282,18 @@ async def test_keys_are_forgotten_while_a_batch_goes_on_and_on() -> None:
     del keys
     gc.collect()
     assert sum(key() is not None for key in alive) <= 600
-    assert long.key == "long"
+    assert long.key == "long" and not submission.done()
 
 
 @pytest.mark.asyncio
 async def test_equal_keys_share_a_batch_and_others_do_not() -> None:
     held = Held()
     batcher = queue(held, workers=8)
-    for number in range(9):
-        batcher.submit(number, key=Key(number % 3))
+    submissions = [batcher.submit(number, key=Key(number % 3)) for number in range(9)]
     await turns()
     assert [taken.items for taken in held.batches] == [[0, 3, 6], [1, 4, 7], [2, 5, 8]]
     assert [taken.key.value for taken in held.batches] == [0, 1, 2]
+    assert not any(submission.done() for submission in submissions)
 
 
 @pytest.mark.asyncio
@@ -350,8 +351,9 @@ def test_nothing_of_a_queue_outlives_its_loop() -> None:
             done.set()
 
         threading.Thread(target=work).start()
-        batcher.map(items)
+        mapped = batcher.map(items)
         await eventually(taking.is_set)
+        assert not mapped.done()
 
     asyncio.run(main())
     items.clear()

@@ -518,7 +518,7 @@ class BatchQueue:
 
 @final
 class Submission:
-    """An item's answer. Await it."""
+    """An item's answer. Await it; letting go of it cancels the item."""
 
     def __await__(self) -> Generator[Any, None, Any]: ...
     def __iter__(self) -> Self: ...
@@ -534,7 +534,7 @@ class Submission:
 
 @final
 class Gathered:
-    """The answers of many items. Await it."""
+    """The answers of many items. Await it; letting go of it cancels those that have none."""
 
     def __await__(self) -> Generator[Any, None, list[Any]]: ...
     def __iter__(self) -> Self: ...

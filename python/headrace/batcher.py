@@ -207,8 +207,10 @@ class Batcher(Generic[T, R]):
     def submit(self, item: T, **terms: Unpack[Terms]) -> Awaitable[R]:
         """Submit an item. It is admitted or refused in this call; await what is returned for the answer.
 
-        Cancelling whoever awaits cancels the item: it leaves the queue, or its answer is ignored. What is
-        returned also has ``cancel()`` and ``done()``; it is no coroutine, so use :func:`asyncio.gather` or
+        Cancelling whoever awaits cancels the item: it leaves the queue, or its answer is ignored. So does
+        letting go of what is returned before it is answered; hold it for as long as the item shall run. (A
+        task that was cancelled before its first step holds it until it is awaited or dropped itself.) It also
+        has ``cancel()`` and ``done()``; it is no coroutine, so use :func:`asyncio.gather` or
         :func:`asyncio.ensure_future` on it rather than ``create_task``.
 
         Args:
@@ -248,6 +250,7 @@ class Batcher(Generic[T, R]):
 
         It is never refused for its size. A time-out counts for each item from when it is submitted. When the
         batcher closes meanwhile, no more are taken from `items`, and ``Closed`` is raised in any case.
+        Cancelling whoever awaits, or letting go of what is returned, cancels the items that have no answer.
 
         Args:
             items: the items; they are taken from it as room frees.

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use pyo3::prelude::*;
 
 use super::flag::Flag;
-use super::gathered::Gathered;
+use super::gathered::Gather;
 use super::numbers::Numbers;
 use super::reply::{Numbered, Reply, Thing};
 use super::seat::Seat;
@@ -69,7 +69,7 @@ pub(crate) struct Core {
     workers: AtomicUsize,
     crew: Mutex<Crew>,
     /// Maps that have more than there was room for.
-    feeders: Mutex<Vec<Py<Gathered>>>,
+    feeders: Mutex<Vec<Arc<Gather>>>,
     takers: Mutex<Vec<Py<Flag>>>,
     quiet: Mutex<Vec<Py<Flag>>>,
     /// Where tasks wait that run batches.
@@ -267,9 +267,9 @@ impl Core {
             feeders.rotate_left(1);
         }
         let mut result = Ok(());
-        for gathered in feeders {
+        for gather in feeders {
             // What ends the program must not strand the others.
-            result = result.and(Gathered::feed(gathered.bind(py)));
+            result = result.and(gather.feed(py));
         }
         result
     }
@@ -296,8 +296,8 @@ impl Core {
     }
 
     /// Has a map go on when there is room.
-    pub(super) fn wait_for_room(&self, gathered: Py<Gathered>) {
-        self.feeders.lock().push(gathered);
+    pub(super) fn wait_for_room(&self, gather: Arc<Gather>) {
+        self.feeders.lock().push(gather);
     }
 
     /// Done when batches can be taken, true, or never again, false.

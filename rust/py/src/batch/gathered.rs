@@ -1,5 +1,6 @@
 //! `Gathered`: what `map` returns, the answers of many items as one awaitable. Items are submitted as the queue
-//! has room, so that a map is never refused for its size.
+//! has room, so that a map is never refused for its size. The queue holds the [`Gather`] and not what is awaited,
+//! so that a map whose awaitable nobody holds any more is cancelled.
 
 use std::sync::Arc;
 
@@ -15,7 +16,7 @@ use crate::bridge::parking::Parking;
 use crate::bridge::waiter::{Waiter, already_awaited};
 use crate::ffi::raise_stop_iteration;
 use crate::response::thrown;
-use crate::runtime::check_fork;
+use crate::runtime::{check_fork, is_forked};
 
 #[derive(Debug)]
 enum Part {
@@ -38,25 +39,26 @@ struct State {
     /// Items that the function did not take, for the loop to drop.
     left: Vec<Thing>,
     parking: Option<Parking>,
+    /// Nobody waits any more: no more is taken from the source, wherever that is now.
+    abandoned: bool,
 }
 
-/// The answers of many items, in their order.
-#[pyclass(frozen, weakref, module = "headrace._headrace")]
+/// The answers of many items, between whoever resolves them and whoever awaits them.
 #[derive(Debug)]
-pub(crate) struct Gathered {
+pub(crate) struct Gather {
     core: Arc<Core>,
     asked: Asked,
     return_exceptions: bool,
     state: Mutex<State>,
 }
 
-impl Gathered {
-    pub(super) fn start<'py>(
+impl Gather {
+    fn start(
         core: &Arc<Core>,
-        items: &Bound<'py, PyAny>,
+        items: &Bound<'_, PyAny>,
         asked: Asked,
         return_exceptions: bool,
-    ) -> PyResult<Bound<'py, Self>> {
+    ) -> PyResult<Arc<Self>> {
         let state = State {
             source: Some(items.try_iter()?.unbind()),
             held: None,
@@ -65,43 +67,46 @@ impl Gathered {
             broken: None,
             left: Vec::new(),
             parking: None,
+            abandoned: false,
         };
         let this = Self { core: Arc::clone(core), asked, return_exceptions, state: Mutex::new(state) };
-        let this = Bound::new(items.py(), this)?;
-        Self::feed(&this)?;
-        Ok(this)
+        Ok(Arc::new(this))
     }
 
     /// Submits as many as there is room for.
-    pub(super) fn feed(slf: &Bound<'_, Self>) -> PyResult<()> {
-        let (py, this) = (slf.py(), slf.get());
+    pub(super) fn feed(self: &Arc<Self>, py: Python<'_>) -> PyResult<()> {
         // Nobody else feeds meanwhile, since the source is here.
         let (source, mut held) = {
-            let mut state = this.state.lock();
+            let mut state = self.state.lock();
             (state.source.take(), state.held.take())
         };
         let Some(source) = source else { return Ok(()) };
         let mut source = source.into_bound(py);
         loop {
-            let item = match held.take().map_or_else(|| this.next_item(&mut source), |item| Some(Ok(item))) {
+            let item = match held.take().map_or_else(|| self.next_item(&mut source), |item| Some(Ok(item))) {
                 Some(Ok(item)) => item,
                 Some(Err(broken)) => {
-                    this.state.lock().broken = broken;
+                    self.state.lock().broken = broken;
                     break;
                 }
                 None => continue,
             };
             let index = {
-                let mut state = this.state.lock();
+                let mut state = self.state.lock();
+                if state.abandoned {
+                    drop(state);
+                    self.core.release(&item.numbered);
+                    break;
+                }
                 state.parts.push(Part::Pending(None));
                 state.pending += 1;
                 state.parts.len() - 1
             };
             let terms = item.terms;
-            match this.core.submit_item(item, Waits::Part(slf.clone().unbind(), index)) {
-                Ok(ticket) => this.admitted(index, ticket),
+            match self.core.submit_item(item, Waits::Part(Arc::clone(self), index)) {
+                Ok(ticket) => self.admitted(index, ticket),
                 Err(refused) => {
-                    let mut state = this.state.lock();
+                    let mut state = self.state.lock();
                     state.pending -= 1;
                     if refused.reason.passes() {
                         state.parts.pop();
@@ -109,25 +114,25 @@ impl Gathered {
                         state.held = Some(Item { thing, terms, numbered });
                         state.source = Some(source.unbind());
                         drop(state);
-                        this.core.wait_for_room(slf.clone().unbind());
-                        return this.core.hub.settle(py);
+                        self.core.wait_for_room(Arc::clone(self));
+                        return self.core.hub.settle(py);
                     }
                     drop(state);
-                    let error = this.core.refusal(py, &refused);
+                    let error = self.core.refusal(py, &refused);
                     let is_closed = refused.reason == RejectReason::Closed;
                     if is_closed {
                         // What has not been taken from the source, which may have no end, would be refused too.
-                        this.state.lock().broken = Some(error.clone_ref(py));
+                        self.state.lock().broken = Some(error.clone_ref(py));
                     }
-                    this.set(index, Part::Refused(error));
+                    self.set(index, Part::Refused(error));
                     if is_closed {
                         break;
                     }
                 }
             }
         }
-        this.core.hub.settle(py)?;
-        this.wake(py)
+        self.core.hub.settle(py)?;
+        self.wake(py)
     }
 
     /// The next item of the source: an error without one ends the feeding, `None` is an item that was refused.
@@ -180,10 +185,10 @@ impl Gathered {
     }
 
     /// Cancels everything that has not ended.
-    fn abandon(&self, py: Python<'_>) -> PyResult<()> {
-        check_fork(py)?;
+    fn abandon(&self) {
         let (source, held, tickets) = {
             let mut state = self.state.lock();
+            state.abandoned = true;
             let pending = |part: &Part| match part {
                 Part::Pending(ticket) => *ticket,
                 Part::Ended(_) | Part::Refused(_) => None,
@@ -198,7 +203,6 @@ impl Gathered {
         for ticket in tickets {
             self.core.coordinator.cancel(ticket);
         }
-        self.core.hub.settle(py)
     }
 
     /// The list of answers; the first error, unless errors are wanted in it. They are read outside the lock,
@@ -247,6 +251,43 @@ impl State {
     }
 }
 
+/// The answers of many items, in their order. Whoever waits and is cancelled, or lets go of it, cancels those
+/// that have not been answered.
+#[pyclass(frozen, weakref, module = "headrace._headrace")]
+#[derive(Debug)]
+pub(crate) struct Gathered(Arc<Gather>);
+
+impl Gathered {
+    pub(super) fn start<'py>(
+        core: &Arc<Core>,
+        items: &Bound<'py, PyAny>,
+        asked: Asked,
+        return_exceptions: bool,
+    ) -> PyResult<Bound<'py, Self>> {
+        let py = items.py();
+        let gather = Gather::start(core, items, asked, return_exceptions)?;
+        let this = Bound::new(py, Self(Arc::clone(&gather)))?;
+        gather.feed(py)?;
+        Ok(this)
+    }
+
+    fn abandon(&self, py: Python<'_>) -> PyResult<()> {
+        check_fork(py)?;
+        self.0.abandon();
+        self.0.core.hub.settle(py)
+    }
+}
+
+impl Drop for Gathered {
+    fn drop(&mut self) {
+        if is_forked() || self.0.state.lock().is_over() {
+            return;
+        }
+        self.0.abandon();
+        self.0.core.hub.flush_later();
+    }
+}
+
 #[pymethods]
 impl Gathered {
     fn __await__(slf: Py<Self>) -> Py<Self> {
@@ -260,20 +301,20 @@ impl Gathered {
     fn __next__(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
         check_fork(py)?;
         let (is_over, parking) = {
-            let mut state = self.state.lock();
+            let mut state = self.0.state.lock();
             let is_over = state.is_over();
             (is_over, Parking::take(&mut state.parking, is_over))
         };
-        let hub = &self.core.hub;
+        let hub = &self.0.core.hub;
         if is_over {
             if let Some(parking) = parking {
                 hub.recycle(parking);
             }
-            return raise_stop_iteration(self.answers(py)?.into_any());
+            return raise_stop_iteration(self.0.answers(py)?.into_any());
         }
         let parking = parking.map_or_else(|| hub.parking(py), Ok)?;
         let waiter = (!parking.is_awaited()).then(|| parking.arm(py));
-        self.state.lock().parking = Some(parking);
+        self.0.state.lock().parking = Some(parking);
         waiter.map(Some).ok_or_else(|| already_awaited("this map"))
     }
 
@@ -301,6 +342,6 @@ impl Gathered {
 
     /// Whether all have been answered, or otherwise ended.
     fn done(&self) -> bool {
-        self.state.lock().is_over()
+        self.0.state.lock().is_over()
     }
 }

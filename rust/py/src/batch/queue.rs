@@ -17,7 +17,7 @@ use super::reply::{Waits, read};
 use super::seat::Seat;
 use super::settings::BatchSettings;
 use super::stream::{BatchStream, Yielded};
-use super::submission::{Answering, Submission};
+use super::submission::{Answer, Answering, Submission};
 use super::taken::BatchTaken;
 use super::within::Within;
 use crate::bridge::loop_hub::LoopHub;
@@ -83,10 +83,11 @@ impl BatchQueue {
         let asked = Asked::of(terms)?;
         self.0.check_within(py, asked.timeout())?;
         let item = self.0.item(item, &asked)?;
-        let submission = Bound::new(py, Submission::new(&self.0))?;
-        let submitted = self.0.submit_item(item, Waits::One(submission.clone().unbind()));
+        let answer = Answer::new(&self.0);
+        let submission = Bound::new(py, Submission::new(Arc::clone(&answer)))?;
+        let submitted = self.0.submit_item(item, Waits::One(Arc::clone(&answer)));
         let ticket = submitted.map_err(|refused| self.0.refusal(py, &refused))?;
-        submission.get().admitted(ticket);
+        answer.admitted(ticket);
         self.0.hub.settle(py)?;
         Ok(submission)
     }
@@ -105,10 +106,11 @@ impl BatchQueue {
         self.check(py)?;
         let item = self.0.item(request, &Asked::of(terms)?)?;
         let answering = Answering { sink: sink.clone().unbind(), failed };
-        let submission = Bound::new(py, Submission::answering(&self.0, answering))?;
-        let submitted = self.0.submit_item(item, Waits::One(submission.clone().unbind()));
+        let answer = Answer::of_request(&self.0, answering);
+        let submission = Bound::new(py, Submission::new(Arc::clone(&answer)))?;
+        let submitted = self.0.submit_item(item, Waits::One(Arc::clone(&answer)));
         let ticket = submitted.map_err(|refused| self.0.refusal(py, &refused))?;
-        submission.get().admitted(ticket);
+        answer.admitted(ticket);
         Sink::bind(sink, submission.into_any().unbind())?;
         self.0.hub.settle(py)
     }

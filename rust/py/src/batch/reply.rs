@@ -8,9 +8,9 @@ use pyo3::prelude::*;
 
 use super::blocking::Blocked;
 use super::core::Core;
-use super::gathered::Gathered;
+use super::gathered::Gather;
 use super::stream::Yielded;
-use super::submission::Submission;
+use super::submission::Answer;
 use crate::bridge::hub::Event;
 use crate::errors::batch_error;
 
@@ -117,9 +117,9 @@ pub(super) fn read(py: Python<'_>, ended: &Ended) -> PyResult<Py<PyAny>> {
 /// Who waits for an item.
 #[derive(Debug)]
 pub(super) enum Waits {
-    One(Py<Submission>),
+    One(Arc<Answer>),
     /// One of many, by its place among them.
-    Part(Py<Gathered>, usize),
+    Part(Arc<Gather>, usize),
     Stream(Arc<Yielded>),
     Thread(Arc<Blocked>),
 }
@@ -135,16 +135,16 @@ pub(crate) struct Reply {
 /// Whose answer is there, for the loop to wake.
 #[derive(Debug)]
 pub(crate) enum Told {
-    One(Py<Submission>),
-    Many(Py<Gathered>),
+    One(Arc<Answer>),
+    Many(Arc<Gather>),
     Stream(Arc<Yielded>),
 }
 
 impl Told {
     pub(crate) fn wake(self, py: Python<'_>) -> PyResult<()> {
         match self {
-            Self::One(submission) => submission.get().wake(py),
-            Self::Many(gathered) => gathered.get().wake(py),
+            Self::One(answer) => answer.wake(py),
+            Self::Many(gather) => gather.wake(py),
             Self::Stream(stream) => stream.wake(py),
         }
     }
@@ -159,14 +159,14 @@ impl CoreReply<Thing> for Reply {
         let Self { core, waits, numbered } = self;
         core.release(&numbered);
         let told = match waits {
-            Waits::One(submission) => {
-                submission.get().settle(outcome, item);
-                Some(Told::One(submission))
+            Waits::One(answer) => {
+                answer.settle(outcome, item);
+                Some(Told::One(answer))
             }
-            Waits::Part(gathered, index) => {
-                let is_last = gathered.get().settle(index, outcome, item);
+            Waits::Part(gather, index) => {
+                let is_last = gather.settle(index, outcome, item);
                 // On another thread no reference to it may end.
-                (is_last || !core.hub.is_loop_thread()).then(|| Told::Many(gathered))
+                (is_last || !core.hub.is_loop_thread()).then(|| Told::Many(gather))
             }
             Waits::Stream(stream) => {
                 stream.settle(outcome, item);

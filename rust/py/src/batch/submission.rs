@@ -1,4 +1,5 @@
-//! `Submission`: what `submit` returns, one item's answer as an awaitable.
+//! `Submission`: what `submit` returns, one item's answer as an awaitable. The queue holds the [`Answer`] and not
+//! what is awaited, so that an item whose awaitable nobody holds any more is cancelled.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,7 +14,7 @@ use crate::bridge::parking::Parking;
 use crate::bridge::waiter::{Waiter, already_awaited};
 use crate::ffi::raise_stop_iteration;
 use crate::response::thrown;
-use crate::runtime::check_fork;
+use crate::runtime::{check_fork, is_forked};
 use crate::sink::Sink;
 
 #[derive(Debug, Default)]
@@ -35,7 +36,7 @@ pub(super) struct Answering {
 
 impl Answering {
     /// Answers the request.
-    fn answer(self, py: Python<'_>, ended: &Ended) -> PyResult<()> {
+    fn send(self, py: Python<'_>, ended: &Ended) -> PyResult<()> {
         let answered = read(py, ended).and_then(|value| self.sink.get().finish_with(value.bind(py)));
         match answered {
             Err(error) => self.failed.call1(py, (self.sink, error.into_value(py))).map(drop),
@@ -44,11 +45,9 @@ impl Answering {
     }
 }
 
-/// One item's answer. `await` gives it or raises what became of the item; whoever waits and is cancelled
-/// cancels the item.
-#[pyclass(frozen, weakref, module = "headrace._headrace")]
+/// One item's answer, between whoever resolves it and whoever awaits it.
 #[derive(Debug)]
-pub(crate) struct Submission {
+pub(crate) struct Answer {
     core: Arc<Core>,
     /// The item's ticket, once it has one; on the loop's thread.
     ticket: AtomicU64,
@@ -58,15 +57,18 @@ pub(crate) struct Submission {
 /// No ticket: the last generation of the last place, which no queue gets to.
 const NONE: u64 = u64::MAX;
 
-impl Submission {
-    pub(super) fn new(core: &Arc<Core>) -> Self {
-        Self { core: Arc::clone(core), ticket: AtomicU64::new(NONE), state: Mutex::default() }
+impl Answer {
+    pub(super) fn new(core: &Arc<Core>) -> Arc<Self> {
+        Self::with(core, State::default())
     }
 
     /// The answer of a request, which has no other.
-    pub(super) fn answering(core: &Arc<Core>, answering: Answering) -> Self {
-        let state = State { answering: Some(answering), ..State::default() };
-        Self { core: Arc::clone(core), ticket: AtomicU64::new(NONE), state: Mutex::new(state) }
+    pub(super) fn of_request(core: &Arc<Core>, answering: Answering) -> Arc<Self> {
+        Self::with(core, State { answering: Some(answering), ..State::default() })
+    }
+
+    fn with(core: &Arc<Core>, state: State) -> Arc<Self> {
+        Arc::new(Self { core: Arc::clone(core), ticket: AtomicU64::new(NONE), state: Mutex::new(state) })
     }
 
     pub(super) fn admitted(&self, ticket: Ticket) {
@@ -88,18 +90,45 @@ impl Submission {
         };
         drop(item);
         if let Some((answering, Some(ended))) = answers {
-            return answering.answer(py, &ended);
+            // The request lets go of this when it has been answered.
+            self.ticket.store(NONE, Ordering::Relaxed);
+            return answering.send(py, &ended);
         }
         waiter.map_or(Ok(()), |waiter| Waiter::complete(waiter.bind(py)))
     }
 
-    fn cancel_item(&self, py: Python<'_>) -> PyResult<bool> {
-        check_fork(py)?;
+    /// Cancels the item, unless it has been answered.
+    fn cancel(&self) -> bool {
         let ticket = self.ticket.load(Ordering::Relaxed);
         let is_open = ticket != NONE && self.state.lock().ended.is_none();
-        let cancelled = is_open && self.core.coordinator.cancel(Ticket::from_u64(ticket));
-        self.core.hub.settle(py)?;
+        is_open && self.core.coordinator.cancel(Ticket::from_u64(ticket))
+    }
+}
+
+/// One item's answer. `await` gives it or raises what became of the item. Whoever waits and is cancelled, or
+/// lets go of it, cancels the item.
+#[pyclass(frozen, weakref, module = "headrace._headrace")]
+#[derive(Debug)]
+pub(crate) struct Submission(Arc<Answer>);
+
+impl Submission {
+    pub(super) const fn new(answer: Arc<Answer>) -> Self {
+        Self(answer)
+    }
+
+    fn cancel_item(&self, py: Python<'_>) -> PyResult<bool> {
+        check_fork(py)?;
+        let cancelled = self.0.cancel();
+        self.0.core.hub.settle(py)?;
         Ok(cancelled)
+    }
+}
+
+impl Drop for Submission {
+    fn drop(&mut self) {
+        if !is_forked() && self.0.cancel() {
+            self.0.core.hub.flush_later();
+        }
     }
 }
 
@@ -115,20 +144,20 @@ impl Submission {
 
     fn __next__(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
         check_fork(py)?;
-        let mut state = self.state.lock();
+        let mut state = self.0.state.lock();
         let answer = match &state.ended {
             Some(Ended::Completed(value)) => Ok(value.clone_ref(py)),
             Some(_) => Err(()),
-            None => return self.park(py, state).map(Some),
+            None => return self.0.park(py, state).map(Some),
         };
         let parking = Parking::take(&mut state.parking, true);
         drop(state);
         if let Some(parking) = parking {
-            self.core.hub.recycle(parking);
+            self.0.core.hub.recycle(parking);
         }
         match answer {
             Ok(value) => raise_stop_iteration(value.into_bound(py)),
-            Err(()) => Err(self.failure(py)),
+            Err(()) => Err(self.0.failure(py)),
         }
     }
 
@@ -160,11 +189,11 @@ impl Submission {
 
     /// Whether it has been answered, or otherwise ended.
     fn done(&self) -> bool {
-        self.state.lock().ended.is_some()
+        self.0.state.lock().ended.is_some()
     }
 }
 
-impl Submission {
+impl Answer {
     /// What to wait for.
     fn park(&self, py: Python<'_>, mut state: MutexGuard<'_, State>) -> PyResult<Py<PyAny>> {
         if state.parking.is_none() {
