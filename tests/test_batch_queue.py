@@ -9,13 +9,14 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from headrace._headrace import BatchQueue, BatchSettings
+from headrace._headrace import BatchQueue, BatchSettings, _audit
 from headrace._loop import current_hub
 
 from support import GUARD, eventually
@@ -58,6 +59,13 @@ async def turns(count: int = 20) -> None:
         await asyncio.sleep(0)
 
 
+def callbacks() -> int:
+    """How often loops have called their hubs."""
+    entries = _audit()
+    assert entries is not None, "the wheel is not the tests'"
+    return sum(entries.values())
+
+
 class Held:
     """Keeps the batches that it is given."""
 
@@ -94,6 +102,26 @@ async def test_what_taking_on_the_loop_causes_is_told_without_another_call() -> 
         taken.complete([None] * len(taken))
         await turns()
     assert await guarded(mapped) == [None] * 100
+
+
+@pytest.mark.asyncio
+async def test_what_is_put_off_to_the_next_turn_is_put_off_once() -> None:
+    """Each batch uses up a turn's time, and the end of each asks for the next. Were a look for batches put off
+    beside one that is asked for already, there would be one more in each turn: soon more of them than the hub
+    handles in one callback.
+    """
+    batches = 1500
+
+    def spend_a_turn(taken: Any) -> None:
+        until = time.perf_counter() + 0.000_15
+        while time.perf_counter() < until:
+            pass
+        taken.complete([None])
+
+    batcher = queue(spend_a_turn, max_batch_size=1, queue_capacity=batches)
+    before = callbacks()
+    await guarded(batcher.map(range(batches)))
+    assert batches <= callbacks() - before < 1.2 * batches
 
 
 @pytest.mark.asyncio
