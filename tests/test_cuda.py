@@ -251,6 +251,14 @@ async def test_a_closed_pool_refuses_and_waits_for_what_is_lent():
 
 
 @pytest.mark.asyncio
+async def test_what_is_raised_in_the_block_of_a_pool_is_raised_after_it_was_closed():
+    with pytest.raises(ArithmeticError):
+        async with cuda.StreamPool(backend="sim") as pool, pool.lease():
+            raise ArithmeticError
+    assert pool.closed and pool.stats().in_use == 0
+
+
+@pytest.mark.asyncio
 async def test_streams_are_found_by_number_and_those_of_others_are_wrapped():
     class Theirs:
         version = 0

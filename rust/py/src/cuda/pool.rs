@@ -11,7 +11,7 @@ use pyo3::types::{PyBool, PyDict, PyList};
 use tokio::sync::oneshot;
 
 use super::leasing::{Leasing, wait_on_thread};
-use super::pending::{Done, LoopPlace, Made, Pending, Work, running_loop};
+use super::pending::{Done, LoopPlace, Made, Pending, Work, ends, running_loop};
 use super::probe::facts;
 use super::release::Released;
 use super::settings::{Given, Opened, open};
@@ -99,31 +99,13 @@ impl StreamPool {
         self.pool.native().map_err(|error| cuda_error(py, &error))
     }
 
-    fn closing(&self, py: Python<'_>, timeout: Option<Duration>) -> PyResult<Py<Pending>> {
+    fn closing(&self, py: Python<'_>) -> PyResult<headrace_cuda::Completion> {
         let pool = self.native(py)?;
-        let closed = py.detach(|| pool.close());
-        let work: Work = match timeout {
-            None => Box::pin(async move {
-                closed.await?;
-                Ok(Box::new(|py: Python<'_>| truth(py, true)) as Made)
-            }),
-            Some(timeout) => {
-                let runtime = crate::runtime::handle(py)?;
-                let work = async move {
-                    let drained = {
-                        let _inside = runtime.enter();
-                        tokio::time::timeout(timeout, closed)
-                    };
-                    let drained = match drained.await {
-                        Ok(ended) => ended.map(|()| true)?,
-                        Err(_) => false,
-                    };
-                    Ok(Box::new(move |py: Python<'_>| truth(py, drained)) as Made)
-                };
-                Box::pin(work)
-            }
-        };
-        Py::new(py, Pending::new(py, &self.pool.place, "this close", work)?)
+        Ok(py.detach(|| pool.close()))
+    }
+
+    fn pending(&self, py: Python<'_>, work: Work) -> PyResult<Pending> {
+        Pending::new(py, &self.pool.place, "this close", work)
     }
 }
 
@@ -276,22 +258,40 @@ impl StreamPool {
 
     /// Lend nothing more, and wait until all streams have come back and are done.
     #[pyo3(signature = (timeout=None))]
-    fn close(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Py<Pending>> {
-        self.closing(py, limit(timeout)?)
+    fn close(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Pending> {
+        let timeout = limit(timeout)?;
+        let closed = self.closing(py)?;
+        let runtime = timeout.map(|_| crate::runtime::handle(py)).transpose()?;
+        let work = async move {
+            let drained = match timeout.zip(runtime) {
+                None => closed.await.map(|()| true)?,
+                Some((timeout, runtime)) => {
+                    let drained = {
+                        let _inside = runtime.enter();
+                        tokio::time::timeout(timeout, closed)
+                    };
+                    drained.await.map_or(Ok(false), |ended| ended.map(|()| true))?
+                }
+            };
+            Ok(Box::new(move |py: Python<'_>| truth(py, drained)) as Made)
+        };
+        self.pending(py, Box::pin(work))
     }
 
     fn __aenter__(slf: Py<Self>, py: Python<'_>) -> Done {
         Done(slf.clone_ref(py).into_any())
     }
 
+    /// Awaits to `None`: what is true would stand for an exception that was dealt with.
     fn __aexit__(
         &self,
         py: Python<'_>,
         _kind: &Bound<'_, PyAny>,
         _error: &Bound<'_, PyAny>,
         _trace: &Bound<'_, PyAny>,
-    ) -> PyResult<Py<Pending>> {
-        self.closing(py, None)
+    ) -> PyResult<Pending> {
+        let closed = self.closing(py)?;
+        self.pending(py, ends(closed))
     }
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
