@@ -932,8 +932,9 @@ class DeviceBuffer:
     stream, 2 for the thread's, or a handle.
 
     When a consumer of DLPack lets go of it, the memory is kept until what was queued by then is done: on the
-    stream that it named, if that is a pool's, else on all streams but those that were made not to wait for
-    the default stream, as PyTorch's own are. For those call :meth:`record_use` after the last kernel.
+    stream that it named, if that is a pool's or the default stream, else on the whole device, which a thread
+    waits for. With -1, and for whoever used ``__cuda_array_interface__``, nothing tells when the last kernel
+    has ended: call :meth:`record_use` after it.
     """
 
     @property

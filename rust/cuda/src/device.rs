@@ -125,6 +125,9 @@ pub(crate) trait Device: Send + Sync + fmt::Debug {
 
     fn synchronize_event(&self, event: RawEvent) -> Answer<()>;
 
+    /// Blocks until everything that was queued before has ended, on whichever stream, others' included.
+    fn synchronize_all(&self) -> Answer<()>;
+
     /// Milliseconds between two reached events with timing.
     fn elapsed_ms(&self, start: RawEvent, end: RawEvent) -> Answer<f32>;
 

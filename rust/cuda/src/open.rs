@@ -181,6 +181,15 @@ impl OpenDevice {
         }
     }
 
+    /// Blocks until everything that was queued on the device by now is done, on whichever stream: this crate's,
+    /// the default stream, and those of other libraries of the process.
+    ///
+    /// # Errors
+    /// The device is lost, this is a forked child, or the driver refuses.
+    pub fn synchronize(&self) -> Result<(), CudaError> {
+        self.call(|device| device.synchronize_all())
+    }
+
     /// Has the function called once, when the device is lost or at once if it is, until what is returned is
     /// dropped. The function must neither block nor call CUDA.
     pub fn on_lost(&self, tell: impl FnOnce(&CudaError) + Send + 'static) -> LostHook {

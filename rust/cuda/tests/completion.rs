@@ -5,8 +5,8 @@
 
 mod support;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -67,6 +67,25 @@ fn an_event_is_awaited_before_a_later_one_that_is_awaited_already() {
         simulation.advance_us(1_000_000);
         assert_eq!(late.wait(Some(GUARD)), Some(Ok(())));
     }
+}
+
+#[test]
+fn a_device_is_synchronized_when_all_streams_have_ended() {
+    let (simulation, pool) = still(streams(2));
+    let (kernel, device) = (spin(&pool), pool.device().clone());
+    let (lent, default) = (pool.try_lease(None).unwrap(), pool.resolve(0).unwrap());
+    kernel.launch(&lent, 10).unwrap();
+    kernel.launch(&default, 20).unwrap();
+    let (sender, ended) = mpsc::channel();
+    thread::scope(|threads| {
+        threads.spawn(move || sender.send(device.synchronize()).unwrap());
+        simulation.advance_us(19);
+        assert_eq!(ended.recv_timeout(Duration::from_millis(20)), Err(mpsc::RecvTimeoutError::Timeout));
+        simulation.advance_us(1);
+        assert_eq!(ended.recv_timeout(GUARD), Ok(Ok(())));
+    });
+    simulation.lose(700);
+    assert!(matches!(pool.device().synchronize(), Err(CudaError::ContextPoisoned(_))));
 }
 
 #[test]

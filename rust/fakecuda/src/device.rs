@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use crate::code::{Code, Status};
+use crate::event::Mark;
 use crate::heap::{Heap, PoolId};
 use crate::stream::{Operation, Stream};
 
@@ -36,6 +37,8 @@ pub(crate) struct Context {
     pub(crate) default_stream: Option<Arc<Stream>>,
     /// Streams that are ordered with the default stream.
     pub(crate) ordered: Vec<Arc<Stream>>,
+    /// The ends of streams that were destroyed, whose work runs on.
+    pub(crate) ends: Vec<Arc<Mark>>,
 }
 
 impl Device {
@@ -103,7 +106,12 @@ impl Device {
         }
     }
 
+    /// A stream is destroyed: what is queued still runs.
     pub(crate) fn forget(&self, stream: &Arc<Stream>) {
-        self.context.lock().ordered.retain(|other| !Arc::ptr_eq(other, stream));
+        let end = stream.is_busy().then(|| stream.mark());
+        let mut context = self.context.lock();
+        context.ordered.retain(|other| !Arc::ptr_eq(other, stream));
+        context.ends.retain(|end| !end.is_reached());
+        context.ends.extend(end);
     }
 }

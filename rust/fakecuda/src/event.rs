@@ -46,6 +46,10 @@ impl Mark {
         }
     }
 
+    pub(crate) fn is_reached(&self) -> bool {
+        self.reached.lock().is_some()
+    }
+
     fn at(&self) -> Option<Instant> {
         self.reached.lock().map(|(_, at)| at)
     }

@@ -147,6 +147,8 @@ fn kernels_of_two_streams_run_at_the_same_time_and_events_take_times() {
     assert_eq!(cuEventSynchronize(to), 0);
     assert_eq!(cuStreamQuery(held), NOT_READY);
     word.open();
+    // The word goes at the end of this, and a kernel that still looked at it would break the device for all.
+    assert_eq!(cuStreamSynchronize(held), 0);
     // SAFETY: `out` passes a valid pointer.
     let time_ms = out(|at| unsafe { cuEventElapsedTime(at, from, to) }).unwrap();
     assert!(time_ms >= 20.0, "{time_ms}");
@@ -170,6 +172,30 @@ fn the_default_stream_is_ordered_with_blocking_streams() {
     assert_eq!(cuEventQuery(event), NOT_READY);
     word.open();
     assert_eq!(cuEventSynchronize(event), 0);
+}
+
+#[test]
+fn a_context_is_synchronized_when_its_streams_have_ended_and_those_that_were_destroyed() {
+    for is_destroyed in [false, true] {
+        start(0);
+        let stream = stream();
+        let (word, is_opened) = (gate(stream), AtomicU32::new(0));
+        if is_destroyed {
+            assert_eq!(cuStreamDestroy_v2(stream), 0);
+        }
+        let ended = std::thread::scope(|threads| {
+            let waiting = threads.spawn(|| {
+                start(0);
+                (cuCtxSynchronize(), is_opened.load(Ordering::Acquire))
+            });
+            // A wait that ends too early ends by now.
+            std::thread::sleep(Duration::from_millis(20));
+            is_opened.store(1, Ordering::Release);
+            word.open();
+            waiting.join().unwrap()
+        });
+        assert_eq!(ended, (0, 1), "{is_destroyed}");
+    }
 }
 
 #[test]

@@ -204,6 +204,10 @@ impl Device for Driver {
         self.call("cuEventSynchronize", || unsafe { result::event::synchronize(event_of(event)) })
     }
 
+    fn synchronize_all(&self) -> Answer<()> {
+        self.call("cuCtxSynchronize", result::ctx::synchronize)
+    }
+
     fn elapsed_ms(&self, start: RawEvent, end: RawEvent) -> Answer<f32> {
         // SAFETY: live handles. That they have timing and were reached, the driver checks.
         self.call("cuEventElapsedTime", || unsafe { result::event::elapsed(event_of(start), event_of(end)) })

@@ -11,7 +11,7 @@ use libloading::Library;
 use crate::error::Unavailable;
 
 /// Every function that is called without asking for it first.
-const REQUIRED: [&str; 31] = [
+const REQUIRED: [&str; 32] = [
     "cuInit",
     "cuGetErrorName",
     "cuGetErrorString",
@@ -24,6 +24,7 @@ const REQUIRED: [&str; 31] = [
     "cuCtxGetCurrent",
     "cuCtxSetCurrent",
     "cuCtxGetStreamPriorityRange",
+    "cuCtxSynchronize",
     "cuStreamCreateWithPriority",
     "cuStreamDestroy_v2",
     "cuStreamQuery",

@@ -208,6 +208,19 @@ impl Device for Simulation {
         self.core().wait_until("cuEventSynchronize", |engine| engine.is_reached(event))
     }
 
+    fn synchronize_all(&self) -> Answer<()> {
+        let (mut state, _) = self.core().enter(Some(SimCall::SynchronizeAll), "cuCtxSynchronize")?;
+        let ends = state.engine.mark_all();
+        let now = state.engine.now_ns();
+        self.core().settle(&mut state, now);
+        drop(state);
+        let all = |engine: &Engine| ends.iter().all(|end| engine.is_reached(*end));
+        let waited = self.core().wait_until("cuCtxSynchronize", all);
+        let mut state = self.core().state.lock();
+        ends.iter().for_each(|end| state.engine.destroy_event(*end));
+        waited
+    }
+
     fn elapsed_ms(&self, start: RawEvent, end: RawEvent) -> Answer<f32> {
         let (state, _) = self.core().enter(None, "cuEventElapsedTime")?;
         let is_timed = state.timed.contains(&start.0) && state.timed.contains(&end.0);

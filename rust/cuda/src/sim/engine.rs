@@ -175,6 +175,17 @@ impl Engine {
         }
     }
 
+    /// An event behind what each stream has now.
+    pub(super) fn mark_all(&mut self) -> Vec<RawEvent> {
+        let streams: Vec<RawStream> = self.streams.keys().copied().map(RawStream).collect();
+        let mark = |stream| {
+            let event = self.create_event();
+            self.record(event, stream);
+            event
+        };
+        streams.into_iter().map(mark).collect()
+    }
+
     /// For the record that was the last one when this was called, as the driver does it.
     pub(super) fn wait(&mut self, stream: RawStream, event: RawEvent) {
         if let Some(mark) = self.marks.get(&event.0) {

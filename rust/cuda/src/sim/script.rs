@@ -17,6 +17,8 @@ pub enum SimCall {
     QueryEvent,
     /// An event is waited for.
     SynchronizeEvent,
+    /// The whole device is waited for.
+    SynchronizeAll,
     /// A stream waits for an event.
     WaitEvent,
     /// Pinned memory is allocated.

@@ -221,10 +221,13 @@ pub(crate) unsafe extern "C" fn cuCtxGetStreamPriorityRange(
 pub(crate) extern "C" fn cuCtxSynchronize() -> c_int {
     call("cuCtxSynchronize", |driver| {
         let device = driver.current()?;
-        let default = device.context.lock().default_stream.clone();
+        let (default, mut marks) = {
+            let context = device.context.lock();
+            (context.default_stream.clone(), context.ends.clone())
+        };
         let mut streams: Vec<_> = driver.handles().streams.values().cloned().collect();
         streams.retain(|stream| std::sync::Arc::ptr_eq(&stream.device, device));
-        let marks: Vec<_> = streams.iter().chain(&default).map(|stream| stream.mark()).collect();
+        marks.extend(streams.iter().chain(&default).map(|stream| stream.mark()));
         marks.iter().try_for_each(|mark| mark.wait())
     })
 }
