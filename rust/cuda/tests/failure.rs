@@ -68,6 +68,17 @@ fn those_in_line_learn_of_a_lost_device_although_nobody_calls_the_driver() {
 }
 
 #[test]
+fn who_waits_for_the_end_of_a_pool_learns_of_a_lost_device_although_nobody_calls_the_driver() {
+    let (simulation, pool) = still(streams(1));
+    let _lease = pool.try_lease(None).unwrap();
+    let closed = pool.close();
+    let begun = Instant::now();
+    simulation.lose(719);
+    assert!(is_lost(&closed.wait(Some(GUARD)).unwrap(), 719));
+    assert!(begun.elapsed() < A_SECOND);
+}
+
+#[test]
 fn a_kernel_that_dies_takes_the_device_with_it_when_it_runs_and_not_before() {
     for completion in MODES {
         let (simulation, pool) = still(PoolSettings { completion, ..streams(1) });

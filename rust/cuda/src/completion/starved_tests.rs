@@ -40,6 +40,47 @@ fn whoever_waits_without_a_thread_is_told_and_the_next_tries_again() {
 }
 
 #[test]
+fn a_close_does_not_wait_for_somebody_to_find_a_thread_for_a_stream_that_drains() {
+    for completion in [CompletionMode::Event, CompletionMode::Poll, CompletionMode::HostFn] {
+        // The drain's thread, and that of the first try of the close.
+        for refused in [1, 2] {
+            let (simulation, pool, lease) = busy(completion);
+            refuse_threads(refused);
+            drop(lease);
+            let closed = pool.close();
+            simulation.advance_us(10);
+            assert_eq!(closed.wait(Some(GUARD)), Some(Ok(())), "{completion:?}");
+        }
+    }
+}
+
+#[test]
+fn a_close_that_nobody_can_look_after_says_so_and_the_next_does_it() {
+    let (simulation, pool, lease) = busy(CompletionMode::Event);
+    refuse_threads(3);
+    drop(lease);
+    simulation.advance_us(10);
+    assert_eq!(pool.close().wait(Some(GUARD)), Some(Err(CudaError::Thread)));
+    assert_eq!(pool.close().wait(Some(GUARD)), Some(Ok(())));
+}
+
+#[test]
+fn a_stream_that_drains_without_a_thread_comes_to_whoever_asks_again() {
+    for completion in [CompletionMode::Event, CompletionMode::Poll, CompletionMode::HostFn] {
+        let (simulation, pool, lease) = busy(completion);
+        refuse_threads(1);
+        drop(lease);
+        simulation.advance_us(10);
+        let begun = Instant::now();
+        while let Err(refused) = pool.try_lease(None) {
+            assert_eq!(refused, CudaError::Capacity { max: 1 });
+            assert!(begun.elapsed() < GUARD, "{completion:?}: it drains for ever");
+            thread::sleep(Duration::from_micros(100));
+        }
+    }
+}
+
+#[test]
 fn a_stream_that_drains_without_a_thread_comes_to_whoever_stands_in_line() {
     for completion in [CompletionMode::Event, CompletionMode::Poll, CompletionMode::HostFn] {
         let (simulation, pool, lease) = busy(completion);

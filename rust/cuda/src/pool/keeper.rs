@@ -1,7 +1,7 @@
 //! The thread of a pool that knows the time: it refuses those in line whose time is over, and asks the driver
 //! now and then whether the device is lost, which a waiter would otherwise learn only from who has the
-//! streams. It tries again to start threads that could not be started. It runs while somebody waits, and a
-//! little longer.
+//! streams. It tries again to start threads that could not be started. It runs while somebody waits for a stream
+//! or for the pool's end, and a little longer.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -30,10 +30,10 @@ fn run(shared: &Shared) {
     let mut looked = Instant::now();
     let mut state = shared.state.lock();
     while !is_ending() {
-        if state.waiters.is_empty() {
+        if !state.is_waited_for() {
             let ends =
                 state.queue.is_closed() || shared.keeper_wake.wait_for(&mut state, IDLE_MAX).timed_out();
-            if ends && state.waiters.is_empty() {
+            if ends && !state.is_waited_for() {
                 break;
             }
             continue;

@@ -2,7 +2,7 @@
 //!
 //! [`queue`] decides, as pure logic: who gets which stream, who waits, what happens when one comes back or
 //! cannot be created. [`shared`] is the lock around it and does what it says with the driver, outside of the
-//! lock. [`lease`] is what callers hold, [`waiter`] what they hold while they wait, [`keeper`] the thread
+//! lock, [`closing`] its end. [`lease`] is what callers hold, [`waiter`] what they hold while they wait, [`keeper`] the thread
 //! that knows the time.
 //!
 //! ```text
@@ -16,6 +16,7 @@
 //!        +---- the driver refuses to say when it is done: the stream is given up ---+
 //! ```
 
+mod closing;
 mod config;
 mod keeper;
 mod lease;
@@ -54,7 +55,7 @@ struct Owner {
 
 impl Drop for Owner {
     fn drop(&mut self) {
-        drop(self.shared.close());
+        self.shared.abandon_all();
     }
 }
 
@@ -107,7 +108,8 @@ impl StreamPool {
     }
 
     /// Refuses new leases and everybody who waits. The completion says when all streams have come back and
-    /// are done, or fails when the device is lost.
+    /// are done. It fails when the device is lost, and with [`CudaError::Thread`] where no thread can be
+    /// started that looks after streams which have not come back; then close again.
     pub fn close(&self) -> Completion {
         self.owner.shared.close()
     }

@@ -18,7 +18,7 @@ use super::lease::Lease;
 use super::queue::{Answer, LeaseQueue, Next, Ticket};
 use super::stats::{PoolStats, WaitTimes};
 use super::waiter::Waiter;
-use crate::completion::{Completion, Reactor, Ticket as CompletionTicket, Watch};
+use crate::completion::{Reactor, Ticket as CompletionTicket, Watch};
 use crate::device::RawStream;
 use crate::error::CudaError;
 use crate::event::Event;
@@ -44,14 +44,21 @@ pub(super) struct State {
     cores: Vec<Option<Arc<Core>>>,
     pub(super) waiters: HashMap<Ticket, (Arc<Waiter>, Instant)>,
     pub(super) has_keeper: bool,
-    closed: bool,
+    pub(super) closed: bool,
     /// Who wants to know when everything is back.
-    closing: Vec<Arc<CompletionTicket>>,
+    pub(super) closing: Vec<Arc<CompletionTicket>>,
     next_lease: u64,
     pub(super) timeouts: u64,
     refused: u64,
     wait_times: WaitTimes,
     busy: Duration,
+}
+
+impl State {
+    /// Whether somebody waits, for a stream or for the end.
+    pub(super) fn is_waited_for(&self) -> bool {
+        !self.waiters.is_empty() || !self.closing.is_empty()
+    }
 }
 
 pub(super) enum Requested {
@@ -64,7 +71,7 @@ pub(super) enum Requested {
 pub(super) struct Later {
     wakers: Vec<Waker>,
     unwanted: Vec<Result<Lease, CudaError>>,
-    quiet: Vec<Arc<CompletionTicket>>,
+    pub(super) quiet: Vec<Arc<CompletionTicket>>,
 }
 
 impl Later {
@@ -155,6 +162,9 @@ impl Shared {
             }
             Answer::Full => {
                 state.refused += 1;
+                drop(state);
+                // One may drain that no thread could be started for; whoever asks again finds it then.
+                self.runtime.reactor.retry();
                 Err(CudaError::Capacity { max: self.settings.max_streams })
             }
         }
@@ -356,12 +366,6 @@ impl Shared {
         self.go_on(next);
     }
 
-    fn look_whether_quiet(&self, state: &mut State, later: &mut Later) {
-        if state.closed && state.queue.is_quiet() {
-            later.quiet.append(&mut state.closing);
-        }
-    }
-
     pub(super) fn resolve(&self, id: u32) -> Option<Stream> {
         if id == 0 {
             return Some(Stream { core: Arc::clone(&self.default), lease: None });
@@ -371,36 +375,6 @@ impl Shared {
         // A number that no lease has, if nobody has it.
         let lease = Some(core.lease.read().unwrap_or(0));
         Some(Stream { core, lease })
-    }
-
-    pub(super) fn close(self: &Arc<Self>) -> Completion {
-        if let Err(error) = self.check() {
-            return Completion::ready(Err(error));
-        }
-        let mut later = Later::default();
-        let ticket = Arc::new(CompletionTicket::new());
-        {
-            let mut state = self.state.lock();
-            state.closed = true;
-            state.closing.push(Arc::clone(&ticket));
-            for waiting in state.queue.close() {
-                if let Some((waiter, _)) = state.waiters.remove(&waiting) {
-                    later.answer(&waiter, Err(CudaError::PoolClosed));
-                }
-            }
-            self.look_whether_quiet(&mut state, &mut later);
-        }
-        self.keeper_wake.notify_one();
-        later.run();
-        // A device that was lost meanwhile has told those that were there before.
-        if let Some(error) = self.runtime.device.lost() {
-            ticket.complete(Err(error));
-        }
-        Completion::new(ticket)
-    }
-
-    pub(super) fn is_closed(&self) -> bool {
-        !self.runtime.device.is_foreign() && self.state.lock().closed
     }
 
     /// Its device.
@@ -460,24 +434,6 @@ fn make_runtime(device: OpenDevice, settings: &PoolSettings) -> Result<Runtime, 
         budget_bytes,
         counters: Counters::default(),
     })
-}
-
-impl OnPoison for Shared {
-    fn poisoned(&self, error: &CudaError) {
-        let mut later = Later::default();
-        let closing = {
-            let mut state = self.state.lock();
-            for waiting in state.queue.close() {
-                if let Some((waiter, _)) = state.waiters.remove(&waiting) {
-                    later.answer(&waiter, Err(error.clone()));
-                }
-            }
-            std::mem::take(&mut state.closing)
-        };
-        self.keeper_wake.notify_one();
-        later.run();
-        closing.iter().for_each(|ticket| ticket.complete(Err(error.clone())));
-    }
 }
 
 impl fmt::Debug for Shared {
