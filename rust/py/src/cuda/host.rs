@@ -59,7 +59,9 @@ impl<T: Send + 'static> Drop for OnLoop<T> {
         if is_forked() || self.held.inner.lock().is_none() {
             return;
         }
-        let held = Arc::clone(&self.held);
+        // Nothing of it stays here: the loop may end at any time, and then this thread must not be the last.
+        let nothing = Held { inner: Mutex::new(None), hub: Weak::new() };
+        let held = mem::replace(&mut self.held, Arc::new(nothing));
         let work = Box::new(move || drop(held.take()));
         if !self.hub.is_loop_thread() {
             // Dropped at once if the loop has ended.
