@@ -1,7 +1,7 @@
 """What every test shares: both event loops, and the checks that nothing is left behind.
 
-Each asynchronous test runs on asyncio's loop and on uvloop. After each test no memory is claimed any more;
-after the whole run no tokio thread has ever entered Python.
+Each asynchronous test runs on asyncio's loop and on uvloop, unless it is marked ``any_loop``. After each test
+no memory is claimed any more; after the whole run no tokio thread has ever entered Python.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ TOKIO_THREAD = "headrace-tokio"
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    if item.get_closest_marker("any_loop"):
+        return {"asyncio": asyncio.SelectorEventLoop}
     return {"asyncio": asyncio.SelectorEventLoop, "uvloop": uvloop.new_event_loop}
 
 

@@ -63,6 +63,7 @@ async def test_no_labels_and_an_empty_dictionary_are_the_same():
     assert_rose(before, {"worker_requests_total": 1.0}, endpoint="echo")
 
 
+@pytest.mark.any_loop
 @pytest.mark.parametrize(
     ("labels", "error", "says"),
     [
@@ -86,6 +87,7 @@ async def test_labels_that_cannot_be_are_refused_by_name(labels: Any, error: typ
     assert says in str(refused.value)
 
 
+@pytest.mark.any_loop
 async def test_worker_processes_carry_the_labels_that_the_command_was_given():
     options = ("--metrics", ANY, "--metrics-label", "model=a=b", "--metrics-label", "zone=c")
     async with serve_pool("pool_engines:who", *options) as pool:
@@ -106,6 +108,7 @@ async def test_worker_processes_carry_the_labels_that_the_command_was_given():
         assert (await pool.ended())[0] == 0
 
 
+@pytest.mark.any_loop
 @pytest.mark.parametrize(
     ("given", "says"),
     [
