@@ -172,14 +172,34 @@ async def test_what_waits_and_what_is_refused():
 
 
 async def test_a_retry_is_counted_by_its_reason():
-    async with hr.serve(strict, concurrency=1, queue=0) as full, hr.serve(strict) as other:
+    free = asyncio.Event()
+
+    async def gated(request: Any) -> Any:
+        await free.wait()
+        return request
+
+    async with hr.serve({"any": gated}, concurrency=1, queue=0) as full, hr.serve({"any": strict}) as other:
         async with hr.Router([full.address, other.address], policy="round_robin") as router:
             await router.wait_for_instances(2)
-            await full.drain()
-            await eventually(lambda: [each.state for each in router.instances()].count("up") == 1)
+            held = asyncio.ensure_future(router.call(0, instance=full.instance_id))
+            await eventually(lambda: full.stats()["running"] == 1)
             before = Scrape()
             assert [await router.call(number) for number in range(4)] == list(range(4))
-            assert_rose(before, {"router_requests_total": 4.0, "router_retries_total:overloaded": 0.0})
+            # Each refusal of the full worker was one more attempt, and nobody else refused.
+            refused = Scrape().rise(before, "worker_rejections_total", endpoint="any", reason="overloaded")
+            assert refused >= 1.0
+            assert_rose(
+                before,
+                {
+                    "router_requests_total": 4.0,
+                    "router_retries_total:overloaded": refused,
+                    "router_retries_total:draining": 0.0,
+                    "router_errors_total:overloaded": 0.0,
+                },
+            )
+            assert full.stats()["rejected_total"] == refused
+            free.set()
+            assert await held == 0
 
 
 async def test_a_batcher_is_counted_by_its_name_also_when_it_is_gone():
