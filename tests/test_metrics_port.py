@@ -41,7 +41,8 @@ async def test_worker_and_router_of_a_process_share_a_port():
         answer = await says(worker.metrics_address, "/ready", 200)
         assert [each["instance_id"] for each in answer["workers"]] == [worker.instance_id]
         endpoints = answer["workers"][0]["endpoints"]
-        assert [(each["name"], each["answers"]) for each in endpoints] == [("echo", True)]
+        # It has no health check, so nobody looks.
+        assert [(each["name"], each["answers"]) for each in endpoints] == [("echo", None)]
         address = worker.metrics_address
     with pytest.raises(OSError):
         await get(address, "/live")
@@ -94,6 +95,8 @@ async def test_a_process_is_not_ready_while_its_worker_drains_or_is_full():
         await says(address, "/ready", 200)
         calls = [asyncio.ensure_future(router.call(number)) for number in range(2)]
         answer = await says(address, "/ready", 503, "its queue is full: 1 requests running and 1 queued")
+        (endpoint,) = answer["workers"][0]["endpoints"]
+        assert (endpoint["inflight_requests"], endpoint["queued_requests"]) == (1, 1)
         assert answer["reasons"] == [
             f"worker {worker.instance_id}: its queue is full: 1 requests running and 1 queued"
         ]
@@ -128,7 +131,8 @@ async def test_a_process_is_not_ready_while_its_engine_is_stuck():
         assert not endpoint["answers"] and endpoint["reason"].startswith('engine "Model"')
         assert Scrape().get("worker_ready_workers") == 0.0
         model.free.set()
-        await says(worker.metrics_address, "/ready", 200)
+        answer = await says(worker.metrics_address, "/ready", 200)
+        assert answer["workers"][0]["endpoints"][0]["answers"]
         assert Scrape().get("worker_ready_workers") == 1.0
 
 
@@ -231,6 +235,7 @@ async def steadily_live(address: str) -> bool:
     return True
 
 
+@pytest.mark.any_loop
 async def test_the_only_loop_of_a_process_is_not_blocked_while_it_is_stopped():
     with python("-c", STOPPED, stdin=subprocess.PIPE) as process:
         address = await process.line()
@@ -271,6 +276,7 @@ LISTENS = re.compile(r"headrace: metrics and health at (\S+)")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(WORKERS)}
 
 
+@pytest.mark.any_loop
 async def test_the_command_serves_and_tells():
     with python("-m", "headrace", "serve", "cli_engines:gated", "--metrics", ANY, env=ENVIRONMENT) as process:
         ready = await process.error_line()
@@ -290,6 +296,7 @@ async def ups(address: str) -> list[float]:
     return [scrape.get("worker_process_up", worker_process=str(number)) for number in range(2)]
 
 
+@pytest.mark.any_loop
 async def test_worker_processes_are_one_scrape_and_one_that_is_gone_or_frozen_shows():
     options = ("--metrics", ANY, "--drain-timeout", "1")
     async with serve_pool("pool_engines:who", "pool_engines:block", *options) as pool:
@@ -335,6 +342,7 @@ async def test_worker_processes_are_one_scrape_and_one_that_is_gone_or_frozen_sh
             await get(address, "/live")
 
 
+@pytest.mark.any_loop
 async def test_a_port_of_a_parent_that_cannot_be_opened_ends_it_before_it_starts():
     async with hr.serve(echo, metrics=ANY) as worker:
         assert worker.metrics_address is not None
@@ -343,6 +351,7 @@ async def test_a_port_of_a_parent_that_cannot_be_opened_ends_it_before_it_starts
             assert code == 2 and "metrics: cannot listen on" in err
 
 
+@pytest.mark.any_loop
 async def test_the_folder_of_a_parent_that_was_killed_is_removed_by_the_next_one(tmp_path: Path):
     env = {"TMPDIR": str(tmp_path)}
     others = tmp_path / "headrace-metrics-not-a-folder"

@@ -30,8 +30,15 @@ pub struct EndpointReport {
     pub name: String,
     /// How long ago an engine of this name last answered somebody in this process; `None` if it never has.
     pub answered_ago: Option<Duration>,
+    /// Whether anybody looks if it answers: it declares a health check. Of one that does not, nobody can say: what
+    /// takes minutes for its first item and what is stuck look the same.
+    pub is_checked: bool,
     /// Why it counts as not answering, if it does.
     pub failure: Option<String>,
+    /// Requests that engines of this name and these labels have in this process.
+    pub inflight: u64,
+    /// Accepted requests that wait for a place.
+    pub queued: u64,
 }
 
 /// Something of which a process's readiness depends.

@@ -3,8 +3,8 @@
 //!
 //! A label is either a *word* of a fixed set (a reason, a side) or a *name* that somebody chose (an endpoint
 //! that this process serves, a batcher, a device). Of names there are at most [`NAMES_MAX`] in each family;
-//! what comes later is counted under [`OVERFLOW`]. No label ever holds a request id, an address, or anything
-//! a peer sent.
+//! what comes later is counted under [`OVERFLOW`]. Families of workers also carry the labels that their owners
+//! gave them, see `labels`. No label of ours ever holds a request id, an address, or anything a peer sent.
 
 /// Most names of one label, in one process. A worker has at most 128 endpoints.
 pub const NAMES_MAX: usize = 128;

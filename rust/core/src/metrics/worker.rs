@@ -393,15 +393,24 @@ pub(super) fn collect(samples: &mut Samples) {
 }
 
 impl Endpoint {
-    fn collect(&self, name: &str, samples: &mut Samples) {
+    /// Requests that an engine has.
+    pub(crate) fn inflight(&self) -> u64 {
         // In this order: a request that goes on meanwhile is not taken for one less.
         let ended = self.duration.count();
+        self.queue.count().saturating_sub(ended)
+    }
+
+    /// Accepted requests that wait for a place.
+    pub(crate) fn queued(&self) -> u64 {
         let started = self.queue.count();
-        let accepted = self.requests.get();
+        self.requests.get().saturating_sub(started)
+    }
+
+    fn collect(&self, name: &str, samples: &mut Samples) {
         let mut count = |family: &'static Family, count| samples.count(family, &[name], count);
-        count(&names::WORKER_REQUESTS, accepted);
-        count(&names::WORKER_QUEUED, accepted.saturating_sub(started));
-        count(&names::WORKER_INFLIGHT, started.saturating_sub(ended));
+        count(&names::WORKER_INFLIGHT, self.inflight());
+        count(&names::WORKER_QUEUED, self.queued());
+        count(&names::WORKER_REQUESTS, self.requests.get());
         count(&names::WORKER_REQUEST_BYTES, self.request_bytes.get());
         count(&names::WORKER_RESPONSE_BYTES, self.response_bytes.get());
         count(&names::WORKER_RESPONSE_ITEMS, self.response_items.get());

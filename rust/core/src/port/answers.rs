@@ -106,11 +106,13 @@ fn member(report: &Report) -> Value {
 }
 
 fn endpoint(report: &EndpointReport) -> Value {
-    let EndpointReport { name, answered_ago, failure } = report;
+    let EndpointReport { name, answered_ago, is_checked, failure, inflight, queued } = report;
     json!({
         "name": name,
-        "answers": failure.is_none(),
+        "answers": is_checked.then_some(failure.is_none()),
         "answered_seconds_ago": answered_ago.map(|ago| ago.as_secs_f64()),
+        "inflight_requests": inflight,
+        "queued_requests": queued,
         "reason": failure,
     })
 }

@@ -58,7 +58,10 @@ impl super::Served {
         EndpointReport {
             name: self.endpoint.to_string(),
             answered_ago: self.metrics.answered_ns().map(ago),
+            is_checked: self.vitals.is_some(),
             failure: self.vitals.as_ref().and_then(|vitals| vitals.failure()),
+            inflight: self.metrics.inflight(),
+            queued: self.metrics.queued(),
         }
     }
 }
