@@ -18,17 +18,18 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 
 use super::Watch;
+use super::owner::{Owner, Work};
 use crate::device::HostCall;
 use crate::error::CudaError;
 use crate::event::Event;
 use crate::open::OpenDevice;
-use crate::process::{is_ending, spawn};
+use crate::process::is_ending;
 
 /// How soon a lost device is noticed that nobody else has noticed. A question costs a microsecond or so.
 const WATCHDOG: Duration = Duration::from_millis(5);
 
 pub(crate) struct HostCalls {
-    shared: Arc<Shared>,
+    shared: Owner<Shared>,
 }
 
 struct Shared {
@@ -56,7 +57,7 @@ struct Argument {
 impl HostCalls {
     pub(super) fn new(device: OpenDevice) -> Self {
         let shared = Shared { device, state: Mutex::new(State::default()), work: Condvar::new() };
-        Self { shared: Arc::new(shared) }
+        Self { shared: Owner::new(shared) }
     }
 
     pub(super) fn watch(&self, watch: Watch) {
@@ -67,14 +68,12 @@ impl HostCalls {
             state.next_number += 1;
             state.in_flight.insert(number, watch);
             if !state.has_thread {
-                let shared = Arc::clone(&self.shared);
-                let thread = spawn(move || shared.run());
-                state.has_thread = thread.is_ok();
+                state.has_thread = self.shared.start().is_ok();
             }
             number
         };
         self.shared.work.notify_one();
-        let argument = Box::into_raw(Box::new(Argument { shared: Arc::clone(&self.shared), number }));
+        let argument = Box::into_raw(Box::new(Argument { shared: self.shared.share(), number }));
         let call = HostCall { function: called, argument: argument as usize };
         // SAFETY: `called` takes such a box, which nobody else has, on any thread.
         let queued = self.shared.device.call(|device| unsafe { device.call_host(stream, call) });
@@ -89,26 +88,13 @@ impl HostCalls {
         let mut state = self.shared.state.lock();
         let is_idle = state.called.is_empty() && state.in_flight.is_empty();
         if !state.has_thread && !is_idle {
-            let shared = Arc::clone(&self.shared);
-            state.has_thread = spawn(move || shared.run()).is_ok();
+            state.has_thread = self.shared.start().is_ok();
         }
     }
 
     pub(super) fn fail_all(&self, error: &CudaError) {
         let watches = mem::take(&mut self.shared.state.lock().in_flight);
-        for watch in watches.into_values() {
-            watch.finish(&Err(error.clone()));
-        }
-    }
-}
-
-impl Drop for HostCalls {
-    fn drop(&mut self) {
-        if self.shared.device.is_foreign() {
-            return;
-        }
-        self.shared.state.lock().stopped = true;
-        self.shared.work.notify_all();
+        Watch::fail_all(watches.into_values(), error);
     }
 }
 
@@ -124,20 +110,14 @@ unsafe extern "C" fn called(argument: *mut c_void) {
     drop(told);
 }
 
-impl Shared {
-    fn called(&self, number: u64) {
-        let ticket = {
-            let mut state = self.state.lock();
-            let Some(mut watch) = state.in_flight.remove(&number) else { return };
-            let ticket = watch.ticket.take();
-            // In one step, so that the thread never sees neither and ends.
-            state.called.push((watch, Ok(())));
-            ticket
-        };
-        self.work.notify_one();
-        if let Some(ticket) = ticket {
-            ticket.complete(Ok(()));
-        }
+impl Work for Shared {
+    fn device(&self) -> &OpenDevice {
+        &self.device
+    }
+
+    fn stop(&self) {
+        self.state.lock().stopped = true;
+        self.work.notify_all();
     }
 
     fn run(&self) {
@@ -162,6 +142,23 @@ impl Shared {
                 watch.finish(&result);
             }
             self.ask(events);
+        }
+    }
+}
+
+impl Shared {
+    fn called(&self, number: u64) {
+        let ticket = {
+            let mut state = self.state.lock();
+            let Some(mut watch) = state.in_flight.remove(&number) else { return };
+            let ticket = watch.ticket.take();
+            // In one step, so that the thread never sees neither and ends.
+            state.called.push((watch, Ok(())));
+            ticket
+        };
+        self.work.notify_one();
+        if let Some(ticket) = ticket {
+            ticket.complete(Ok(()));
         }
     }
 

@@ -9,6 +9,7 @@
 //! only after the event, or never if the device is lost.
 
 mod host;
+mod owner;
 mod poll;
 mod threads;
 mod ticket;
@@ -62,6 +63,11 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
+    /// Finishes all of them with an error.
+    fn fail_all(watches: impl IntoIterator<Item = Self>, error: &CudaError) {
+        watches.into_iter().for_each(|watch| watch.finish(&Err(error.clone())));
+    }
+
     fn finish(mut self, result: &Result<(), CudaError>) {
         // First what is used again, so that whoever is told finds it.
         if let Some(after) = self.after.take() {

@@ -4,23 +4,23 @@
 
 use std::hint;
 use std::mem;
-use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
 use super::Watch;
+use super::owner::{Owner, Work};
 use crate::error::CudaError;
 use crate::open::OpenDevice;
-use crate::process::{is_ending, spawn};
+use crate::process::is_ending;
 
 /// Between two rounds of questions when nothing has happened for the time of spinning. As long as a sleeping
 /// thread takes to wake up at the least, so that a shorter one would save nothing.
 const INTERVAL: Duration = Duration::from_micros(50);
 
 pub(crate) struct Poller {
-    shared: Arc<Shared>,
+    shared: Owner<Shared>,
 }
 
 struct Shared {
@@ -41,7 +41,7 @@ struct State {
 impl Poller {
     pub(super) fn new(device: OpenDevice, spin: Duration) -> Self {
         let state = Mutex::new(State::default());
-        Self { shared: Arc::new(Shared { device, spin, state, work: Condvar::new() }) }
+        Self { shared: Owner::new(Shared { device, spin, state, work: Condvar::new() }) }
     }
 
     pub(super) fn watch(&self, watch: Watch) {
@@ -51,9 +51,7 @@ impl Poller {
         if state.is_parked {
             self.shared.work.notify_one();
         } else if !state.has_thread {
-            let shared = Arc::clone(&self.shared);
-            let thread = spawn(move || shared.run());
-            state.has_thread = thread.is_ok();
+            state.has_thread = self.shared.start().is_ok();
             let is_stuck = !state.has_thread;
             drop(state);
             if let Some(ticket) = ticket.filter(|_| is_stuck) {
@@ -65,31 +63,27 @@ impl Poller {
     pub(super) fn retry(&self) {
         let mut state = self.shared.state.lock();
         if !state.has_thread && !state.new.is_empty() {
-            let shared = Arc::clone(&self.shared);
-            state.has_thread = spawn(move || shared.run()).is_ok();
+            state.has_thread = self.shared.start().is_ok();
         }
     }
 
     /// What the thread has, it fails itself: it asks, and is refused.
     pub(super) fn fail_all(&self, error: &CudaError) {
         let watches = mem::take(&mut self.shared.state.lock().new);
-        for watch in watches {
-            watch.finish(&Err(error.clone()));
-        }
+        Watch::fail_all(watches, error);
     }
 }
 
-impl Drop for Poller {
-    fn drop(&mut self) {
-        if self.shared.device.is_foreign() {
-            return;
-        }
-        self.shared.state.lock().stopped = true;
-        self.shared.work.notify_all();
+impl Work for Shared {
+    fn device(&self) -> &OpenDevice {
+        &self.device
     }
-}
 
-impl Shared {
+    fn stop(&self) {
+        self.state.lock().stopped = true;
+        self.work.notify_all();
+    }
+
     fn run(&self) {
         let mut watches = Vec::new();
         let mut last_news = Instant::now();
@@ -105,7 +99,9 @@ impl Shared {
             }
         }
     }
+}
 
+impl Shared {
     /// Waits for something to ask about. False when there is nothing and there will be nothing.
     fn take_new(&self, watches: &mut Vec<Watch>) -> bool {
         let mut state = self.state.lock();

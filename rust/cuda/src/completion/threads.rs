@@ -8,23 +8,23 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::hint;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
 use super::Watch;
+use super::owner::{Owner, Work};
 use crate::device::{RawEvent, RawStream};
 use crate::error::CudaError;
 use crate::open::OpenDevice;
-use crate::process::{is_ending, spawn};
+use crate::process::is_ending;
 
 /// Streams that are waited for at once. Lanes above it wait for a thread.
 const THREADS_MAX: usize = 64;
 const IDLE_MAX: Duration = Duration::from_secs(10);
 
 pub(crate) struct WaiterThreads {
-    shared: Arc<Shared>,
+    shared: Owner<Shared>,
 }
 
 struct Shared {
@@ -54,7 +54,7 @@ struct State {
 impl WaiterThreads {
     pub(super) fn new(device: OpenDevice, spin: Duration) -> Self {
         let state = Mutex::new(State::default());
-        Self { shared: Arc::new(Shared { device, spin, state, work: Condvar::new() }) }
+        Self { shared: Owner::new(Shared { device, spin, state, work: Condvar::new() }) }
     }
 
     pub(super) fn watch(&self, watch: Watch) {
@@ -94,9 +94,7 @@ impl WaiterThreads {
         if state.idle >= state.ready.len() {
             self.shared.work.notify_one();
         } else if state.threads < THREADS_MAX {
-            let shared = Arc::clone(&self.shared);
-            let thread = spawn(move || shared.run());
-            state.threads += usize::from(thread.is_ok());
+            state.threads += usize::from(self.shared.start().is_ok());
         }
     }
 
@@ -110,23 +108,20 @@ impl WaiterThreads {
     pub(super) fn fail_all(&self, error: &CudaError) {
         let watches: Vec<Watch> =
             self.shared.state.lock().lanes.values_mut().flat_map(|lane| lane.drain(..)).collect();
-        for watch in watches {
-            watch.finish(&Err(error.clone()));
-        }
+        Watch::fail_all(watches, error);
     }
 }
 
-impl Drop for WaiterThreads {
-    fn drop(&mut self) {
-        if self.shared.device.is_foreign() {
-            return;
-        }
-        self.shared.state.lock().stopped = true;
-        self.shared.work.notify_all();
+impl Work for Shared {
+    fn device(&self) -> &OpenDevice {
+        &self.device
     }
-}
 
-impl Shared {
+    fn stop(&self) {
+        self.state.lock().stopped = true;
+        self.work.notify_all();
+    }
+
     fn run(&self) {
         while let Some(key) = self.next_lane() {
             while let Some((event, serial)) = self.first_of(key) {
@@ -138,7 +133,9 @@ impl Shared {
             }
         }
     }
+}
 
+impl Shared {
     /// A lane that nobody owns, or none when this thread is to end.
     fn next_lane(&self) -> Option<LaneKey> {
         let mut state = self.state.lock();
