@@ -5,27 +5,12 @@ known time and fills the whole device, so that two of them run one after the oth
 from __future__ import annotations
 
 import ctypes
+from pathlib import Path
 
 from headrace import cuda
 
-PTX = b"""
-.version 6.0
-.target sm_50
-.address_size 64
-.visible .entry headrace_spin(.param .u64 ns)
-{
-    .reg .pred %again;
-    .reg .u64 %begin, %now, %limit;
-    ld.param.u64 %limit, [ns];
-    mov.u64 %begin, %globaltimer;
-again:
-    mov.u64 %now, %globaltimer;
-    sub.u64 %now, %now, %begin;
-    setp.lt.u64 %again, %now, %limit;
-    @%again bra again;
-    ret;
-}
-"""
+ROOT = Path(__file__).resolve().parents[2]
+PTX = (ROOT / "rust" / "cuda" / "src" / "spin.ptx").read_bytes()
 
 _THREADS = 1024
 _MULTIPROCESSORS = 16

@@ -9,25 +9,8 @@ use crate::error::CudaError;
 use crate::open::OpenDevice;
 use crate::stream::Stream;
 
-/// One thread that looks at the device's clock, in nanoseconds, until so many have passed.
-const SPIN: &str = "\
-.version 6.0
-.target sm_50
-.address_size 64
-.visible .entry headrace_spin(.param .u64 ns)
-{
-    .reg .pred %p;
-    .reg .u64 %begin, %now, %limit;
-    ld.param.u64 %limit, [ns];
-    mov.u64 %begin, %globaltimer;
-again:
-    mov.u64 %now, %globaltimer;
-    sub.u64 %now, %now, %begin;
-    setp.lt.u64 %p, %now, %limit;
-    @%p bra again;
-    ret;
-}
-";
+/// A text of its own, which `benches/gpu` loads too.
+const SPIN: &str = include_str!("spin.ptx");
 
 /// A kernel, loaded. It stays loaded: others may have queued it.
 #[derive(Clone)]
