@@ -399,7 +399,7 @@ async def test_a_sticky_error_fails_everybody_and_refuses_leases(completion):
 
 def test_errors_know_what_they_are():
     for name in ("CudaUnavailable", "Capacity", "LeaseTimeout", "PoolClosed", "OutOfBudget", "ForkFailed"):
-        assert issubclass(getattr(hr, name), hr.CudaError) and getattr(cuda, name) is getattr(hr, name)
+        assert issubclass(getattr(hr, name), hr.CudaError)
     assert issubclass(hr.CudaForkError, hr.ForkError) and issubclass(hr.CudaForkError, RuntimeError)
     error = pickle.loads(pickle.dumps(hr.OutOfBudget("no", requested=1, limit=2)))
     assert (error.requested, error.limit, str(error)) == (1, 2, "no")

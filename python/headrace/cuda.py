@@ -5,7 +5,8 @@ simulated device, for programs and tests on machines without a GPU; it is always
 ``pool.backend == "sim"``, and its figures mean nothing.
 
 A stream, its events and buffers belong to the loop on which they are awaited; nothing here blocks a loop. A
-process that was forked after CUDA was used gets :class:`~headrace.CudaForkError`.
+process that was forked after CUDA was used gets :class:`~headrace.CudaForkError`. What can go wrong is
+:class:`headrace.CudaError` and what is derived from it.
 """
 
 from __future__ import annotations
@@ -15,17 +16,6 @@ from typing import Literal
 
 from headrace import _headrace
 from headrace._headrace import DeviceBuffer, Event, Stream, StreamPool
-from headrace.errors import (
-    Capacity,
-    ContextPoisoned,
-    CudaError,
-    CudaForkError,
-    CudaUnavailable,
-    ForkFailed,
-    LeaseTimeout,
-    OutOfBudget,
-    PoolClosed,
-)
 
 # The native module's functions are this package's own.
 # pyright: reportPrivateUsage=false
@@ -173,13 +163,4 @@ __all__ = [
     "DeviceBuffer",
     "Device",
     "PoolStats",
-    "CudaError",
-    "CudaUnavailable",
-    "Capacity",
-    "LeaseTimeout",
-    "PoolClosed",
-    "OutOfBudget",
-    "ContextPoisoned",
-    "CudaForkError",
-    "ForkFailed",
 ]
