@@ -33,6 +33,8 @@
 
 #![deny(unsafe_code)]
 
+#[cfg(test)]
+mod child;
 pub mod completion;
 pub mod device;
 mod driver;

@@ -443,5 +443,8 @@ impl fmt::Debug for Shared {
 }
 
 #[cfg(test)]
+#[path = "fork_tests.rs"]
+mod fork_tests;
+#[cfg(test)]
 #[path = "shared_tests.rs"]
 mod tests;
