@@ -165,7 +165,11 @@ impl Stream {
     /// What happens even on a device that is broken.
     fn finish(&self, operation: Operation, outcome: Status) {
         match operation {
-            Operation::Mark(mark) => mark.reach(outcome),
+            Operation::Mark(mark) => {
+                // Whoever finds its last mark reached finds the stream done.
+                self.queue.lock().running = false;
+                mark.reach(outcome);
+            }
             // An address that is not there was refused when the free was asked for.
             Operation::Free(address) => drop(self.device.memory.free(address)),
             _ => {}

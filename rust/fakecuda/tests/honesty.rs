@@ -25,6 +25,16 @@ fn an_event_is_not_ready_before_its_stream_has_come_to_it() {
 }
 
 #[test]
+fn a_stream_is_done_when_its_last_event_is_reached() {
+    start(0);
+    let stream = stream();
+    for _ in 0..200 {
+        assert_eq!(cuEventSynchronize(recorded(stream)), 0);
+        assert_eq!(cuStreamQuery(stream), 0);
+    }
+}
+
+#[test]
 fn an_event_that_was_never_recorded_is_ready() {
     start(0);
     assert_eq!(cuEventQuery(event()), 0);
