@@ -741,11 +741,15 @@ class StreamPool:
             timeout: seconds to wait, ``None`` for as long as it takes.
 
         Returns:
-            An awaitable: whether all have.
+            An awaitable: whether all have. It raises :class:`~headrace.ContextPoisoned` when the device is
+            lost, :class:`~headrace.CudaForkError`, and :class:`~headrace.CudaError` where no thread can be
+            started that looks after streams which are away.
         """
 
     def __aenter__(self) -> CudaDone[Self]: ...
-    def __aexit__(self, kind: object, error: object, trace: object, /) -> CudaPending[None]: ...
+    def __aexit__(self, kind: object, error: object, trace: object, /) -> CudaPending[None]:
+        """Close it, and wait for as long as that takes. What was raised in the block goes on."""
+
     def _lose(self, code: int) -> None: ...
     def _fail(self, call: str, code: int, *, nth: int = 1, executed: bool = False) -> None: ...
 

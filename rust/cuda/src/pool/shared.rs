@@ -56,7 +56,9 @@ pub(super) struct State {
 
 impl State {
     /// Whether somebody waits, for a stream or for the end.
-    pub(super) fn is_waited_for(&self) -> bool {
+    pub(super) fn is_waited_for(&mut self) -> bool {
+        // Whoever gave up a close has let go of it.
+        self.closing.retain(|ticket| Arc::strong_count(ticket) > 1);
         !self.waiters.is_empty() || !self.closing.is_empty()
     }
 }

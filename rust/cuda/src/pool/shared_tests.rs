@@ -11,6 +11,20 @@ fn pool(max_streams: usize) -> (Simulation, Arc<Shared>) {
 }
 
 #[test]
+fn nobody_looks_after_a_close_that_was_given_up() {
+    let (_, shared) = pool(1);
+    let _lease = shared.try_lease(None).unwrap();
+    let closed = shared.close();
+    assert!(shared.state.lock().has_keeper);
+    drop(closed);
+    let begun = Instant::now();
+    while shared.state.lock().has_keeper {
+        assert!(begun.elapsed() < Duration::from_secs(20), "its thread looks after it for ever");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
 fn a_pool_that_is_closed_while_a_stream_is_created_is_quiet_when_that_fails() {
     let (simulation, shared) = pool(1);
     let answer = shared.state.lock().queue.request(None);
