@@ -226,10 +226,19 @@ async def test_what_a_pool_does_is_in_the_metrics_and_its_loss_in_the_health():
         return Scrape().get(f"cuda_{family}", device="sim", **labels)
 
     before = now("leases_total"), now("copied_bytes_total", direction="to_device")
+    refused = now("capacity_errors_total")
     async with pooled(max_streams=1) as pool:
         async with pool.lease() as stream:
             assert (now("leased_streams"), now("streams_limit")) == (1, 1)
             await stream.copy_to_device(b"x" * 100)
+            with pytest.raises(hr.Capacity):
+                pool.try_lease()
+            # Whoever waits is not refused.
+            waiting = asyncio.ensure_future(pool.lease())
+            await eventually(lambda: now("waiting_leases") == 1)
+            waiting.cancel()
+            await asyncio.wait([waiting])
+        assert now("capacity_errors_total") == refused + 1
         await eventually(lambda: now("leased_streams") == 0)
     after = now("leases_total"), now("copied_bytes_total", direction="to_device")
     assert (after[0] - before[0], after[1] - before[1]) == (1, 100)

@@ -17,11 +17,7 @@ impl LeaseSource for StreamPool {
     type Lease = Lease;
 
     fn try_lease(&self) -> Result<Option<Lease>, LeaseError> {
-        match Self::try_lease(self, None) {
-            Ok(lease) => Ok(Some(lease)),
-            Err(CudaError::Capacity { .. }) => Ok(None),
-            Err(error) => Err(refused(error)),
-        }
+        self.take_free(None).map_err(refused)
     }
 
     async fn lease(&self) -> Result<Lease, LeaseError> {

@@ -80,6 +80,15 @@ impl StreamPool {
         self.owner.shared.try_lease(key)
     }
 
+    /// As [`try_lease`](Self::try_lease), for whoever waits otherwise: that none is free is no error, and is not
+    /// counted as one.
+    ///
+    /// # Errors
+    /// As for [`try_lease`](Self::try_lease), but [`CudaError::Capacity`].
+    pub fn take_free(&self, key: Option<u64>) -> Result<Option<Lease>, CudaError> {
+        self.owner.shared.take_free(key)
+    }
+
     /// Borrows a stream, first come, first served. A free stream that was last lent with the same `key` is
     /// preferred, else the one that was used last. The place in the line is taken when the future is first
     /// polled, and given up when it is dropped; a stream that was granted meanwhile goes to the next.

@@ -150,26 +150,30 @@ impl Shared {
         u64::try_from(self.begun.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
 
-    pub(super) fn try_lease(self: &Arc<Self>, key: Option<u64>) -> Result<Lease, CudaError> {
+    pub(super) fn take_free(self: &Arc<Self>, key: Option<u64>) -> Result<Option<Lease>, CudaError> {
         self.check()?;
         let mut state = self.state.lock();
         if state.closed {
             return Err(CudaError::PoolClosed);
         }
         match state.queue.request(key) {
-            Answer::Lease(id) => self.grant(&mut state, id, Duration::ZERO),
+            Answer::Lease(id) => self.grant(&mut state, id, Duration::ZERO).map(Some),
             Answer::Create(id) => {
                 drop(state);
-                self.create_now(id)
+                self.create_now(id).map(Some)
             }
-            Answer::Full => {
-                state.refused += 1;
-                drop(state);
-                // One may drain that no thread could be started for; whoever asks again finds it then.
-                self.runtime.reactor.retry();
-                Err(CudaError::Capacity { max: self.settings.max_streams })
-            }
+            Answer::Full => Ok(None),
         }
+    }
+
+    pub(super) fn try_lease(self: &Arc<Self>, key: Option<u64>) -> Result<Lease, CudaError> {
+        if let Some(lease) = self.take_free(key)? {
+            return Ok(lease);
+        }
+        self.state.lock().refused += 1;
+        // A stream may drain that no thread could be started for; whoever asks again finds it then.
+        self.runtime.reactor.retry();
+        Err(CudaError::Capacity { max: self.settings.max_streams })
     }
 
     pub(super) fn request(

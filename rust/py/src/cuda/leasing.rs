@@ -49,11 +49,7 @@ impl Leasing {
     /// A stream that is free, if nobody waits for one: without a place to wait, which most do not need.
     fn take_free(&self, py: Python<'_>) -> PyResult<Option<Lease>> {
         let native = self.pool.native().map_err(|error| cuda_error(py, &error))?;
-        match py.detach(|| native.try_lease(self.key)) {
-            Ok(lease) => Ok(Some(lease)),
-            Err(CudaError::Capacity { .. }) => Ok(None),
-            Err(error) => Err(cuda_error(py, &error)),
-        }
+        py.detach(|| native.take_free(self.key)).map_err(|error| cuda_error(py, &error))
     }
 
     fn give(&self, stream: Bound<'_, Stream>) -> PyResult<Option<Py<PyAny>>> {
