@@ -1,5 +1,5 @@
-"""Threads around a pool: who waits for a lock lets go of the interpreter, what is dropped is let go of although
-no thread could be started at first, and a loop that ends leaves no buffer of Python behind.
+"""Threads around a pool: who waits for a lock lets go of the interpreter; what is dropped is let go of,
+though no thread could be started at first; and a loop that ends early leaves no buffer of Python behind.
 """
 
 from __future__ import annotations

@@ -128,7 +128,11 @@ impl Threads {
         if started < THREADS_MAX.min(busy) {
             self.start(started);
         }
-        self.started.load(Ordering::Acquire) > 0 && self.jobs.send(job).is_ok()
+        let is_sent = self.started.load(Ordering::Acquire) > 0 && self.jobs.send(job).is_ok();
+        if !is_sent {
+            self.busy.fetch_sub(1, Ordering::AcqRel);
+        }
+        is_sent
     }
 
     fn start(&self, number: usize) {
