@@ -128,11 +128,13 @@ bench-chart: $(STAMPS)/venv
 # Tests and figures that want a GPU. Such a machine may have another Python and no registry, so everything that it
 # needs can be made elsewhere (make gpu-wheels GPU_PYTHON=3.12) and carried there: make gpu GPU_WHEELS=FOLDER. It
 # runs in the interpreter that is there, for the sake of its PyTorch and CuPy; GPU_ARGS=--short proves the way.
-GPU_WHEELS ?= build/gpu/wheels
-GPU_PYTHON ?= 3.12
+GPU_PYTHON ?= $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 
-$(GPU_WHEELS):
-	$(MAKE) gpu-wheels
+# Wheels that are named are used as they are.
+ifndef GPU_WHEELS
+GPU_WHEELS := build/gpu/wheels
+gpu: gpu-wheels
+endif
 
 gpu-wheels: wheel-abi3 $(STAMPS)/venv
 	mkdir -p build/gpu/wheels
@@ -140,7 +142,7 @@ gpu-wheels: wheel-abi3 $(STAMPS)/venv
 	$(BIN)/pip download --quiet --disable-pip-version-check --only-binary=:all: --python-version $(GPU_PYTHON) \
 		--dest build/gpu/wheels 'msgspec>=0.19' 'pytest>=8.4' 'pytest-asyncio>=1.4' 'uvloop>=0.21' 'numpy>=1.26'
 
-gpu: $(GPU_WHEELS)
+gpu:
 	$(PYTHON) benches/gpu/run.py --wheels $(GPU_WHEELS) $(GPU_ARGS)
 
 # make guard GUARD=record writes benches/guard/figures.json anew; GUARD='check --merge-base' ignores it.

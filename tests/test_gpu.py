@@ -38,9 +38,12 @@ def library(name: str) -> Any:
     line that says so.
     """
     try:
-        return importlib.import_module(name)
+        package = importlib.import_module(name)
     except ImportError:
         pytest.skip(f"{name} is not installed")
+    if not package.cuda.is_available():
+        pytest.skip(f"{name} is one without CUDA")
+    return package
 
 
 def kernels() -> Any:
