@@ -84,6 +84,7 @@ async def test_a_worker_with_a_check_drains_and_closes_at_once():
     await eventually(lambda: worker.stats()["running"] == 0)
 
 
+@pytest.mark.any_loop
 async def test_a_blocked_loop_makes_its_worker_not_ready():
     settings = ("health_interval=0.1", "health_timeout=0.2")
     async with worker_process("engines.py", *settings) as (_, address), routing(address) as router:
