@@ -106,9 +106,8 @@ async def test_what_taking_on_the_loop_causes_is_told_without_another_call() -> 
 
 @pytest.mark.asyncio
 async def test_what_is_put_off_to_the_next_turn_is_put_off_once() -> None:
-    """Each batch uses up a turn's time, and the end of each asks for the next. Were a look for batches put off
-    beside one that is asked for already, there would be one more in each turn: soon more of them than the hub
-    handles in one callback.
+    """Each batch uses up a turn's time, and the loop is asked for the next. Were that put off beside one that
+    is asked for already, there would be more in each turn: soon more than the hub handles in one callback.
     """
     batches = 1500
 
