@@ -12,6 +12,7 @@ import contextvars
 import inspect
 import weakref
 from collections.abc import Callable
+from contextvars import copy_context
 from typing import Any, cast
 
 from headrace import errors
@@ -20,7 +21,7 @@ from headrace._batch.functions import Hooks, Kind, Work, run_hook
 from headrace._batch.lending import EVERY, Dispatcher, LentStream
 from headrace._batch.lending import Streams as StreamSource
 from headrace._batch.steps import Steps, drive_async
-from headrace._headrace import BatchQueue, BatchTaken, Seat
+from headrace._headrace import BatchQueue, BatchTaken, Seat, Within
 
 
 class Tasks:
@@ -46,7 +47,7 @@ class Tasks:
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._seats: dict[int, Seat] = {}
         self._lost: set[asyncio.Task[None]] = set()
-        self._run = self._run_streams if work.kind is Kind.STREAM else self._run_function
+        self.run = self._run_streams if work.kind is Kind.STREAM else self._run_function
 
     def on_batch(self) -> Callable[[BatchTaken], None] | None:
         """What takes batches on the loop; an engine, or who lends streams, takes for itself."""
@@ -63,7 +64,7 @@ class Tasks:
         :meth:`start` has something to wait for.
         """
         self._loop = asyncio.get_running_loop()
-        self._context = contextvars.copy_context()
+        self._context = copy_context()
         self._queue = queue
         if self._streams is not None:
             self._dispatcher = Dispatcher(self._streams, queue, self._count, self._begin_lent)
@@ -180,18 +181,18 @@ class Tasks:
     # A batch.
 
     def _begin(self, taken: BatchTaken) -> None:
+        """Begin with a batch for which no task waits at its worker's seat: there is none yet, or the one that
+        was there has been cancelled.
+        """
         if self._failure is not None:
             taken.fail(self._failure)
             return
         number = taken.worker
-        seat = self._seats.get(number)
-        if seat is None or not seat.give(taken):
-            # There is none yet, or the one there was has been cancelled.
-            self._leave(number)
-            self._employ(number, taken)
+        self._leave(number)
+        self._employ(number, taken)
 
     def _employ(self, number: int, taken: BatchTaken) -> None:
-        seat = self._seats[number] = self._queue.seat()
+        seat = self._seats[number] = self._queue.seat(number)
         serving = _serve(weakref.ref(self), taken, seat)
         task: Any = self._loop.create_task(serving, context=self._context.copy())
         # One that waits for a batch when its loop is thrown away has left nothing undone.
@@ -203,21 +204,9 @@ class Tasks:
         if seat is not None:
             seat.close()
 
-    async def run(self, taken: BatchTaken, task: asyncio.Task[None]) -> bool:
-        """Run a batch in `task`. Whether the next one will find nothing of it there: no context variable that
-        it has changed, and no sign that it was cancelled.
-        """
-        within = self._queue.enter(task)
-        clean = contextvars.copy_context()
-        await self._run(taken)
-        within.leave()
-        if task.cancelling():
-            return False
-        try:
-            return contextvars.copy_context() == clean
-        except Exception:
-            # Values need not be comparable, as arrays are not. Then they have been changed.
-            return False
+    def enter(self, task: asyncio.Task[None]) -> tuple[Within, contextvars.Context]:
+        """Mark the context of `task` as that of the function, and keep it as the function finds it."""
+        return self._queue.enter(task), copy_context()
 
     # A batch with a stream, in a task of its own: what hands it out is a task itself, and waits for streams.
 
@@ -313,12 +302,32 @@ async def _serve(crew: weakref.ref[Tasks], taken: BatchTaken | None, seat: Seat)
     task = cast("asyncio.Task[None]", asyncio.current_task())
     while taken is not None:
         runner = crew()
-        is_clean = runner is not None and await runner.run(taken, task)
-        # The wait may be long, and items may be large.
+        if runner is None:
+            return
+        within, found = runner.enter(task)
+        running = runner.run(taken)
+        # The function may take long, the next wait too, and items may be large.
         del runner
         taken = None
-        if is_clean:
-            taken = await seat
+        await running
+        del running
+        within.leave()
+        if not _is_clean(task, found):
+            return
+        taken = await seat
+
+
+def _is_clean(task: asyncio.Task[None], found: contextvars.Context) -> bool:
+    """Whether the next function will find nothing of the one before in their task: no context variable that
+    it has changed, and no sign that it was cancelled.
+    """
+    if task.cancelling():
+        return False
+    try:
+        return copy_context() == found
+    except Exception:
+        # Values need not be comparable, as arrays are not. Then they have been changed.
+        return False
 
 
 async def _awaited(returned: Any) -> None:

@@ -1,7 +1,7 @@
 //! One batcher's queue and the loop it belongs to: what the coordinator tells reaches Python from here, on the
 //! loop's thread.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
@@ -45,12 +45,53 @@ pub(super) struct Callbacks {
     pub(super) on_lost: Option<Py<PyAny>>,
 }
 
-/// Who runs a batch on the loop.
+/// One who runs batches on the loop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Free,
+    Busy,
+    /// Given up, and still at it.
+    Lost,
+}
+
+/// Those who run batches on the loop, by their numbers.
 #[derive(Debug, Default)]
 struct Crew {
-    busy: BTreeSet<u32>,
-    /// Given up, and still at it.
-    lost: BTreeSet<u32>,
+    places: Vec<Place>,
+    busy: usize,
+}
+
+impl Crew {
+    /// A number for one more, if there may be one.
+    fn enlist(&mut self, workers: usize) -> Option<u32> {
+        if self.busy >= workers {
+            return None;
+        }
+        let number = self.places.iter().position(|&place| place == Place::Free);
+        let number = number.unwrap_or(self.places.len());
+        match self.places.get_mut(number) {
+            Some(place) => *place = Place::Busy,
+            None => self.places.push(Place::Busy),
+        }
+        self.busy += 1;
+        u32::try_from(number).ok()
+    }
+
+    /// One who is busy is from now on something else. Whether that was so.
+    fn leave(&mut self, number: u32, now: Place) -> bool {
+        match self.places.get_mut(number as usize) {
+            Some(place @ Place::Busy) => {
+                *place = now;
+                self.busy -= 1;
+                true
+            }
+            Some(place @ Place::Lost) if now == Place::Free => {
+                *place = now;
+                false
+            }
+            _ => false,
+        }
+    }
 }
 
 /// See the module's text.
@@ -72,8 +113,11 @@ pub(crate) struct Core {
     feeders: Mutex<Vec<Arc<Gather>>>,
     takers: Mutex<Vec<Py<Flag>>>,
     quiet: Mutex<Vec<Py<Flag>>>,
-    /// Where tasks wait that run batches.
-    seats: Mutex<Vec<Py<Seat>>>,
+    /// Where tasks wait that run batches, by the numbers of who runs them.
+    seats: Mutex<BTreeMap<u32, Py<Seat>>>,
+    /// The loop looks for batches, and will once more when one has been run: whose place becomes free
+    /// meanwhile need not ask for that. On the loop's thread.
+    looking: AtomicBool,
     /// The loop's turn in which batches were last taken, and when the first of them was.
     turn: Mutex<Option<(u64, Instant)>>,
 }
@@ -144,6 +188,7 @@ impl Core {
             takers: Mutex::default(),
             quiet: Mutex::default(),
             seats: Mutex::default(),
+            looking: AtomicBool::new(false),
             turn: Mutex::default(),
         });
         // Set once: the coordinator tells nothing before it has an item.
@@ -195,7 +240,7 @@ impl Core {
                 tell_all(&self.quiet, true);
                 tell_all(&self.takers, false);
                 let seats = std::mem::take(&mut *self.seats.lock());
-                seats.iter().for_each(|seat| seat.get().close());
+                seats.values().for_each(|seat| seat.get().close());
                 Ok(())
             }
         }
@@ -208,6 +253,13 @@ impl Core {
             tell_all(&self.takers, !self.coordinator.is_closed() || !self.coordinator.is_quiet());
             return Ok(());
         };
+        self.looking.store(true, Ordering::Relaxed);
+        let result = self.run_batches(py, &on_batch);
+        self.looking.store(false, Ordering::Relaxed);
+        result
+    }
+
+    fn run_batches(self: &Arc<Self>, py: Python<'_>, on_batch: &Py<PyAny>) -> PyResult<()> {
         loop {
             // Functions run in here, as far as they need not wait.
             if !self.has_turn() {
@@ -215,21 +267,27 @@ impl Core {
                 if !self.notices.planned.swap(true, Ordering::AcqRel) {
                     self.hub.put_off(Event::Batch(Arc::downgrade(self), Task::Take));
                 }
-                break;
+                return Ok(());
             }
-            let Some(worker) = self.enlist() else { break };
+            let workers = self.workers.load(Ordering::Relaxed);
+            let Some(worker) = self.crew.lock().enlist(workers) else { return Ok(()) };
             let Taken::Batch(batch) = self.coordinator.try_take(worker) else {
-                self.crew.lock().busy.remove(&worker);
-                break;
+                self.crew.lock().leave(worker, Place::Free);
+                return Ok(());
             };
             let taken = BatchTaken::of(self, batch, Some(Duty::new(self, worker))).bind(py)?;
-            if let Err(error) = on_batch.call1(py, (taken,)) {
+            let seat = self.seats.lock().get(&worker).map(|seat| seat.clone_ref(py));
+            let ran = match seat.map_or(Ok(false), |seat| seat.get().give(&taken)) {
+                // There is none yet, or the one there was has been cancelled.
+                Ok(false) => on_batch.call1(py, (taken,)).map(drop),
+                result => result.map(drop),
+            };
+            if let Err(error) = ran {
                 // It may have kept the batch. Other places may be free.
                 self.plan_take();
                 return Err(error);
             }
         }
-        Ok(())
     }
 
     /// Whether batches may be run in this turn of the loop still.
@@ -245,16 +303,15 @@ impl Core {
         }
     }
 
-    /// A place for a task that runs batches.
-    pub(super) fn seat(&self, py: Python<'_>) -> PyResult<Py<Seat>> {
+    /// A place for the task that runs the batches of this worker from now on.
+    pub(super) fn seat(&self, py: Python<'_>, worker: u32) -> PyResult<Py<Seat>> {
         let seat = Py::new(py, Seat::new(&self.hub))?;
         let over = self.coordinator.is_closed() && self.coordinator.is_quiet();
         if over {
             seat.get().close();
         } else {
-            let mut seats = self.seats.lock();
-            seats.retain(|seat| !seat.get().is_closed());
-            seats.push(seat.clone_ref(py));
+            let before = self.seats.lock().insert(worker, seat.clone_ref(py));
+            drop(before);
         }
         Ok(seat)
     }
@@ -274,22 +331,8 @@ impl Core {
         result
     }
 
-    /// A number for one more who runs a batch on the loop, if there may be one.
-    fn enlist(&self) -> Option<u32> {
-        let mut crew = self.crew.lock();
-        if crew.busy.len() >= self.workers.load(Ordering::Relaxed) {
-            return None;
-        }
-        let worker = (0..).find(|number| !crew.busy.contains(number) && !crew.lost.contains(number))?;
-        crew.busy.insert(worker);
-        Some(worker)
-    }
-
     fn give_up(&self, worker: u32) {
-        let given_up = {
-            let mut crew = self.crew.lock();
-            crew.busy.remove(&worker) && crew.lost.insert(worker)
-        };
+        let given_up = self.crew.lock().leave(worker, Place::Lost);
         if given_up {
             self.plan_take();
         }
@@ -398,12 +441,8 @@ impl Drop for Duty {
             return;
         }
         if let Some(core) = self.core.upgrade() {
-            let freed = {
-                let mut crew = core.crew.lock();
-                crew.lost.remove(&self.worker);
-                crew.busy.remove(&self.worker)
-            };
-            if freed {
+            let freed = core.crew.lock().leave(self.worker, Place::Free);
+            if freed && !(core.looking.load(Ordering::Relaxed) && core.hub.is_loop_thread()) {
                 core.plan_take();
             }
         }

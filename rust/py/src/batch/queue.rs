@@ -187,10 +187,11 @@ impl BatchQueue {
         Within::mark(&self.0, py, task)
     }
 
-    /// Where a task waits that runs batches on the loop.
-    fn seat(&self, py: Python<'_>) -> PyResult<Py<Seat>> {
+    /// Where the task waits that runs the batches of this worker on the loop: from its first wait on they come
+    /// there, and to `on_batch` while it does not wait.
+    fn seat(&self, py: Python<'_>, worker: u32) -> PyResult<Py<Seat>> {
         self.check(py)?;
-        self.0.seat(py)
+        self.0.seat(py, worker)
     }
 
     /// The next batch for a thread of one's own; `None` when there will be none any more.

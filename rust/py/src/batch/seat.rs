@@ -7,6 +7,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use pyo3::prelude::*;
 
+use super::taken::BatchTaken;
 use crate::bridge::hub::Hub;
 use crate::bridge::parking::Parking;
 use crate::bridge::waiter::{Waiter, already_awaited};
@@ -14,7 +15,7 @@ use crate::ffi::raise_stop_iteration;
 
 #[derive(Debug, Default)]
 struct State {
-    next: Option<Py<PyAny>>,
+    next: Option<Py<BatchTaken>>,
     closed: bool,
     parking: Option<Parking>,
 }
@@ -32,16 +33,10 @@ impl Seat {
         Self { hub: Arc::clone(hub), state: Mutex::default() }
     }
 
-    pub(super) fn is_closed(&self) -> bool {
-        self.state.lock().closed
-    }
-}
-
-#[pymethods]
-impl Seat {
     /// Hands a batch to the task that waits here, and runs its step. False if none waits: the batch is left
     /// alone. Not for callers inside a task.
-    fn give(&self, py: Python<'_>, batch: Py<PyAny>) -> PyResult<bool> {
+    pub(super) fn give(&self, batch: &Bound<'_, BatchTaken>) -> PyResult<bool> {
+        let py = batch.py();
         let waiter = {
             let mut state = self.state.lock();
             let parking = state.parking.as_ref().filter(|parking| parking.is_awaited());
@@ -49,12 +44,15 @@ impl Seat {
             if state.closed {
                 return Ok(false);
             }
-            state.next = Some(batch);
+            state.next = Some(batch.clone().unbind());
             waiter
         };
         Waiter::complete(waiter.bind(py)).map(|()| true)
     }
+}
 
+#[pymethods]
+impl Seat {
     /// There will be no batch any more: the task goes on at the end of the turn.
     pub(super) fn close(&self) {
         let waker = {
@@ -79,7 +77,7 @@ impl Seat {
         let mut state = self.state.lock();
         if let Some(next) = state.next.take() {
             drop(state);
-            return raise_stop_iteration(next.into_bound(py));
+            return raise_stop_iteration(next.into_bound(py).into_any());
         }
         if state.closed {
             return Ok(None);

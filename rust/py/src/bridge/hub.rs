@@ -60,6 +60,8 @@ pub(crate) struct Hub {
     pub(super) wake: Wake,
     pending: AtomicBool,
     queue: Mutex<VecDeque<Event>>,
+    /// What the queue has held before: its memory is used again.
+    handled: Mutex<VecDeque<Event>>,
     targets: Mutex<Slab<(u64, Target)>>,
     generation: AtomicUsize,
     /// What is not to be handled before the loop has had a turn.
@@ -103,6 +105,7 @@ impl Hub {
             wake: Wake::new()?,
             pending: AtomicBool::new(false),
             queue: Mutex::default(),
+            handled: Mutex::default(),
             later: Mutex::default(),
             targets: Mutex::default(),
             generation: AtomicUsize::new(0),
@@ -332,8 +335,9 @@ impl Hub {
             self.queue.lock().extend(later);
         }
         let mut budget = EVENTS_PER_DRAIN;
+        let mut events = std::mem::take(&mut *self.handled.lock());
         loop {
-            let mut events = std::mem::take(&mut *self.queue.lock());
+            std::mem::swap(&mut events, &mut *self.queue.lock());
             if events.is_empty() {
                 // What was put here meanwhile has been handled; only links may want a flush.
                 let wanted = !self.dirty.lock().is_empty() || !self.later.lock().is_empty();
@@ -345,20 +349,22 @@ impl Hub {
                 self.pending.store(true, Ordering::Release);
                 continue;
             }
-            while let Some(event) = events.pop_front() {
-                budget = budget.saturating_sub(1);
+            while budget > 0
+                && let Some(event) = events.pop_front()
+            {
+                budget -= 1;
                 if let Err(error) = self.handle(py, event) {
                     self.requeue(events);
                     return Err(error);
                 }
-                if budget == 0 {
-                    break;
-                }
             }
             if budget == 0 {
-                self.requeue(events);
+                self.requeue(std::mem::take(&mut events));
                 break;
             }
+        }
+        if events.capacity() <= EVENTS_PER_DRAIN {
+            *self.handled.lock() = events;
         }
         self.settle(py)
     }
