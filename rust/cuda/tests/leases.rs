@@ -42,6 +42,16 @@ fn streams_are_created_when_they_are_needed_and_warm_ones_with_the_pool() {
 }
 
 #[test]
+fn whoever_would_wait_is_not_counted_as_refused() {
+    let (_, pool) = still(streams(1));
+    let lease = pool.take_free(None).unwrap();
+    assert!(lease.is_some() && pool.take_free(None).unwrap().is_none());
+    assert_eq!(pool.stats().refused, 0);
+    assert_eq!(pool.try_lease(None).unwrap_err(), CudaError::Capacity { max: 1 });
+    assert_eq!(pool.stats().refused, 1);
+}
+
+#[test]
 fn the_line_is_first_come_first_served() {
     let (_, pool) = still(streams(1));
     let mut lease = Some(pool.try_lease(None).unwrap());
