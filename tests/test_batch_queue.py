@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from headrace._headrace import BatchQueue, BatchSettings, _audit
+from headrace._headrace import BatchQueue, BatchSettings
 from headrace._loop import current_hub
 
 from support import GUARD, eventually
@@ -59,13 +59,6 @@ async def turns(count: int = 20) -> None:
         await asyncio.sleep(0)
 
 
-def callbacks() -> int:
-    """How often loops have called their hubs."""
-    entries = _audit()
-    assert entries is not None, "the wheel is not the tests'"
-    return sum(entries.values())
-
-
 class Held:
     """Keeps the batches that it is given."""
 
@@ -106,21 +99,32 @@ async def test_what_taking_on_the_loop_causes_is_told_without_another_call() -> 
 
 @pytest.mark.asyncio
 async def test_what_is_put_off_to_the_next_turn_is_put_off_once() -> None:
-    """Each batch uses up a turn's time, and the loop is asked for the next. Were that put off beside one that
-    is asked for already, there would be more in each turn: soon more than the hub handles in one callback.
+    """Each batch uses up a turn's time and asks for the next by a change of settings. Were that put off
+    beside one that is asked for already, there would be one more for each batch, which others stand behind.
     """
-    batches = 1500
+    batches, ran, nearly_all = 6000, 0, asyncio.Event()
+    settings: dict[str, Any] = {"max_batch_size": 1, "queue_capacity": batches}
+    same = BatchSettings(**(DEFAULTS | settings))
 
     def spend_a_turn(taken: Any) -> None:
-        until = time.perf_counter() + 0.000_15
+        nonlocal ran
+        ran += 1
+        if ran == batches - 500:
+            nearly_all.set()
+        until = time.perf_counter() + 0.000_12
         while time.perf_counter() < until:
             pass
+        busy.configure(same)
         taken.complete([None])
 
-    batcher = queue(spend_a_turn, max_batch_size=1, queue_capacity=batches)
-    before = callbacks()
-    await guarded(batcher.map(range(batches)))
-    assert batches <= callbacks() - before < 1.2 * batches
+    busy = queue(spend_a_turn, **settings)
+    other = queue(lambda taken: taken.complete([None]))
+    mapped = busy.map(range(batches))
+    await guarded(nearly_all.wait())
+    before = ran
+    await guarded(other.submit(None))
+    assert ran - before <= 4
+    await guarded(mapped)
 
 
 @pytest.mark.asyncio
