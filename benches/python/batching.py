@@ -44,6 +44,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--cores", type=listed, help="MEASURED,OTHER: the core of the measured process, and of arrivals"
     )
+    parser.add_argument("--without-gc", action="store_true", help="with Python's cyclic collector off")
     parser.add_argument("--json", type=Path, help="write every figure to this file")
     options = parser.parse_args(words)
     if options.repeats < 1:
@@ -109,6 +110,7 @@ async def run_once(case: Case, arm: BatchingArm, repeat: int, options: argparse.
         "cpu": options.cores.client,
         "other_cpu": options.cores.server,
         "loop": options.loop,
+        "collects": not options.without_gc,
     }
     with tempfile.TemporaryDirectory(prefix="batching-", ignore_cleanup_errors=True) as folder:
         try:
@@ -168,6 +170,7 @@ def main() -> int:
                 "repeats_max": {arm.name: arm.repeats_max for arm in options.arms},
                 "quick": options.quick,
                 "loop": options.loop,
+                "collects": not options.without_gc,
                 "cores": asdict(options.cores),
                 "shares": {arm.name: arm.share for arm in options.arms},
                 "params": {case.name: dict(params_of(case, options.quick)) for case in options.cases},

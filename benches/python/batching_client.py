@@ -1,6 +1,7 @@
 """The measured process of one run: `batching_client.py JOB`, which prints the figures as one JSON line."""
 
 import asyncio
+import gc
 import json
 import os
 import sys
@@ -24,4 +25,6 @@ if __name__ == "__main__":
     job: dict[str, Any] = json.loads(sys.argv[1])
     # Before anything starts a thread: threads inherit it.
     os.sched_setaffinity(0, {job["cpu"]})
+    if not job["collects"]:
+        gc.disable()
     {"uvloop": uvloop.run, "asyncio": asyncio.run}[job["loop"]](main(job))
