@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 
 import headrace as hr
 import pytest
 
 from batches import Held, batching, double, gathered
-from support import eventually
+from support import GUARD, eventually
 
 pytestmark = pytest.mark.asyncio
 
@@ -160,6 +161,25 @@ async def test_a_key_or_cost_function_that_raises_harms_only_its_item(setting):
         answers = await batcher.map(range(3), return_exceptions=True)
         assert [type(answer) for answer in answers] == [int, hr.Rejected, int]
         assert batcher.stats().rejected["invalid"] == 2
+
+
+@pytest.mark.parametrize("setting", ["key", "cost"])
+async def test_a_key_or_cost_function_that_is_slow_holds_up_only_its_item(setting):
+    is_asked, may_answer = threading.Event(), threading.Event()
+
+    def find(item):
+        if item == 1:
+            is_asked.set()
+            assert may_answer.wait(GUARD)
+        return 1
+
+    async with batching(double, **{setting: find}) as batcher:
+        slow = asyncio.ensure_future(asyncio.to_thread(batcher.submit_sync, 1))
+        await eventually(is_asked.is_set)
+        assert await batcher.submit(2) == 4
+        assert not slow.done()
+        may_answer.set()
+        assert await slow == 2
 
 
 class Unhashable:
