@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
+import queue
 import threading
 import time
+from types import SimpleNamespace
 
 import headrace as hr
 import pytest
+from headrace._engine import _Threads
 
-from support import Log, eventually, serving
+from support import GUARD, Log, eventually, serving
 
 pytestmark = pytest.mark.asyncio
 
@@ -207,6 +210,31 @@ async def test_sync_engines_run_beside_each_other_up_to_the_concurrency():
 
     async with serving(meets, concurrency=3) as (_, router):
         assert sorted(await asyncio.gather(*(router.call(None) for _ in range(3)))) == [0, 1, 2]
+
+
+@pytest.mark.any_loop
+async def test_a_thread_that_is_about_to_run_a_request_is_given_no_second_one():
+    is_taken, may_run, meet = threading.Event(), threading.Event(), threading.Barrier(3)
+
+    class Slow(queue.SimpleQueue):
+        """Whoever has taken something is held up before it can say so."""
+
+        def get(self):
+            job = super().get()
+            is_taken.set()
+            assert may_run.wait(GUARD)
+            return job
+
+    threads = _Threads(lambda _request, _sink: meet.wait(GUARD), "test", 2)
+    threads._queue = Slow()
+    try:
+        for request in range(2):
+            threads.submit(contextvars.copy_context(), request, SimpleNamespace(is_killed=False))
+            await eventually(is_taken.is_set)
+        may_run.set()
+        await asyncio.to_thread(meet.wait, GUARD)
+    finally:
+        threads.close()
 
 
 async def test_a_sync_functions_result_is_discarded_but_its_place_held_until_it_returns():

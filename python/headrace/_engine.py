@@ -341,17 +341,21 @@ class _Threads:
         self._queue: queue.SimpleQueue[tuple[contextvars.Context, Any, Sink] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._started = 0
-        self._idle = 0
+        # Threads without a request, less requests that wait. Both sides change it as they decide, not when a
+        # thread has got so far: one that was counted as idle while it took a request would be given a second.
+        self._free = 0
         self._closed = False
 
     def submit(self, context: contextvars.Context, request: Any, sink: Sink) -> None:
         with self._lock:
-            if self._idle <= self._queue.qsize() and self._started < self._most:
+            if self._free <= 0 and self._started < self._most:
                 thread = threading.Thread(
                     target=self._work, name=f"{self._name}-{self._started}", daemon=True
                 )
-                self._started += 1
                 thread.start()
+                self._started += 1
+            else:
+                self._free -= 1
             self._queue.put((context, request, sink))
 
     def close(self) -> None:
@@ -362,11 +366,7 @@ class _Threads:
 
     def _work(self) -> None:
         while True:
-            with self._lock:
-                self._idle += 1
             job = self._queue.get()
-            with self._lock:
-                self._idle -= 1
             if job is None:
                 return
             context, request, sink = job
@@ -379,6 +379,8 @@ class _Threads:
                     # An engine's SystemExit ends its request, not this thread, which others rely on.
                     traceback.print_exc()
             del job, context, request, sink
+            with self._lock:
+                self._free += 1
 
 
 __all__ = ["Context", "Runner", "Start", "engine_name", "resolve", "takes_context"]
