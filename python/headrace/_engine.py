@@ -344,7 +344,6 @@ class _Threads:
         # Threads without a request, less requests that wait. Both sides change it as they decide, not when a
         # thread has got so far: one that was counted as idle while it took a request would be given a second.
         self._free = 0
-        self._closed = False
 
     def submit(self, context: contextvars.Context, request: Any, sink: Sink) -> None:
         with self._lock:
@@ -360,7 +359,6 @@ class _Threads:
 
     def close(self) -> None:
         with self._lock:
-            self._closed = True
             for _ in range(self._started):
                 self._queue.put(None)
 

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
 import inspect
 import weakref
 from collections.abc import Callable
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from typing import Any, cast
 
 from headrace import errors
@@ -204,7 +203,7 @@ class Tasks:
         if seat is not None:
             seat.close()
 
-    def enter(self, task: asyncio.Task[None]) -> tuple[Within, contextvars.Context]:
+    def enter(self, task: asyncio.Task[None]) -> tuple[Within, Context]:
         """Mark the context of `task` as that of the function, and keep it as the function finds it."""
         return self._queue.enter(task), copy_context()
 
@@ -317,7 +316,7 @@ async def _serve(crew: weakref.ref[Tasks], taken: BatchTaken | None, seat: Seat)
         taken = await seat
 
 
-def _is_clean(task: asyncio.Task[None], found: contextvars.Context) -> bool:
+def _is_clean(task: asyncio.Task[None], found: Context) -> bool:
     """Whether the next function will find nothing of the one before in their task: no context variable that
     it has changed, and no sign that it was cancelled.
     """
