@@ -1,6 +1,6 @@
 //! What workers count, by endpoint: names that this process serves, never one that a router sent; and by the
-//! labels of the worker. A request
-//! carries an [`Account`], which costs two plain additions for each item and is folded in when it ends.
+//! labels of the worker. A request carries an [`Account`], which costs two plain additions for each item and is
+//! folded in when it ends.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

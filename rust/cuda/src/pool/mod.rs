@@ -2,8 +2,8 @@
 //!
 //! [`queue`] decides, as pure logic: who gets which stream, who waits, what happens when one comes back or
 //! cannot be created. [`shared`] is the lock around it and does what it says with the driver, outside of the
-//! lock, [`closing`] its end. [`lease`] is what callers hold, [`waiter`] what they hold while they wait, [`keeper`] the thread
-//! that knows the time.
+//! lock, [`closing`] its end. [`lease`] is what callers hold, [`waiter`] what they hold while they wait,
+//! [`keeper`] the thread that knows the time.
 //!
 //! ```text
 //!                create               grant                     drop

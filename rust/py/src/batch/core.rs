@@ -310,6 +310,7 @@ impl Core {
         if over {
             seat.get().close();
         } else {
+            // Dropping a Python object may run Python, so the lock is not held.
             let before = self.seats.lock().insert(worker, seat.clone_ref(py));
             drop(before);
         }
