@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,16 @@ async def pooled(**settings: Any) -> AsyncIterator[cuda.StreamPool]:
     await eventually(lambda: (stats := pool.stats()).in_use + stats.draining + stats.waiting == 0)
     await eventually(lambda: pool.stats().device_bytes == 0)
     assert await pool.close(GUARD)
+
+
+@contextlib.contextmanager
+def stopped(pool: cuda.StreamPool) -> Iterator[None]:
+    """Time stands still on the simulated device: work that takes any is not done before the block is left."""
+    pool._stop(True)
+    try:
+        yield
+    finally:
+        pool._stop(False)
 
 
 def library_folder(*, without: str = "") -> tempfile.TemporaryDirectory[str]:

@@ -13,7 +13,7 @@ import headrace as hr
 import pytest
 from headrace import cuda
 
-from streams import pooled
+from streams import pooled, stopped
 from support import GUARD, eventually, run_script
 
 no_driver = pytest.mark.skipif(cuda.is_available(), reason="there is a driver here")
@@ -205,12 +205,18 @@ async def test_a_stream_that_is_dropped_comes_back():
 @pytest.mark.asyncio
 async def test_a_stream_is_lent_again_only_when_its_work_is_done():
     async with pooled(max_streams=1) as pool:
-        async with pool.lease() as stream:
-            stream.spin(30_000)
-            event = stream.record_event()
-        assert pool.stats().draining == 1
-        async with pool.lease():
-            assert event.query()
+        with stopped(pool):
+            async with pool.lease() as stream:
+                stream.spin(1000)
+                event = stream.record_event()
+            assert pool.stats().draining == 1
+            leasing = asyncio.ensure_future(pool.lease())
+            await eventually(lambda: pool.stats().waiting == 1)
+            await asyncio.sleep(0.005)
+            assert not leasing.done() and not event.query()
+        again = await leasing
+        assert event.query()
+        again.release()
 
 
 @pytest.mark.asyncio
@@ -297,17 +303,17 @@ async def test_streams_and_events_are_awaited_while_the_loop_goes_on(completion)
         async with pool.lease() as one, pool.lease() as two:
             await one
             before = one.record_event(timing=True)
-            one.spin(20_000)
-            event = one.record_event(timing=True)
-            two.wait_event(event)
-            after = two.record_event()
-            assert not event.query() and not after.query()
-            turns = 0
-            waiting = asyncio.ensure_future(two)
-            while not waiting.done():
-                await asyncio.sleep(0.001)
-                turns += 1
-            assert event.query() and turns > 1
+            with stopped(pool):
+                one.spin(20_000)
+                event = one.record_event(timing=True)
+                two.wait_event(event)
+                after = two.record_event()
+                waiting = asyncio.ensure_future(two)
+                # The loop goes on.
+                await asyncio.sleep(0.005)
+                assert not waiting.done() and not event.query() and not after.query()
+            await waiting
+            assert event.query()
             await asyncio.gather(event, after, one)
             assert before.elapsed(event) >= 0.02
 
@@ -315,13 +321,14 @@ async def test_streams_and_events_are_awaited_while_the_loop_goes_on(completion)
 @pytest.mark.asyncio
 async def test_whoever_is_cancelled_while_it_waits_leaves_the_work_alone():
     async with pooled() as pool, pool.lease() as stream:
-        stream.spin(20_000)
-        waiting = asyncio.ensure_future(stream)
-        await asyncio.sleep(0)
-        waiting.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await waiting
-        assert not stream.query()
+        with stopped(pool):
+            stream.spin(100)
+            waiting = asyncio.ensure_future(stream)
+            await asyncio.sleep(0)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            assert not stream.query()
         await stream
 
 
@@ -336,9 +343,11 @@ async def test_an_awaitable_is_awaited_once_and_by_one():
         (await leasing).release()
         with pytest.raises(RuntimeError, match="already"):
             await leasing
-        stream.spin(5_000)
-        wait = stream.__await__()
-        tasks = [asyncio.ensure_future(_await(wait)) for _ in range(2)]
+        with stopped(pool):
+            stream.spin(100)
+            wait = stream.__await__()
+            tasks = [asyncio.ensure_future(_await(wait)) for _ in range(2)]
+            await eventually(lambda: tasks[1].done())
         done = await asyncio.gather(*tasks, return_exceptions=True)
         assert [type(each) for each in done] == [type(None), RuntimeError]
 

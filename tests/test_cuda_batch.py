@@ -11,7 +11,7 @@ from headrace import cuda
 
 from batches import batching
 from scrapes import Scrape
-from streams import pooled
+from streams import pooled, stopped
 from support import GUARD, eventually
 
 pytestmark = pytest.mark.asyncio
@@ -25,20 +25,16 @@ class Model:
     def __init__(self, kind, microseconds=10_000):
         self.microseconds = microseconds
         self.lent = []
-        self.in_use = []
-        self.pool = None
+        self.events = []
         self.function = self.in_task if kind == "task" else self.in_thread
 
     def run(self, batch):
         stream = batch.stream
         assert stream.live and stream.query()
         self.lent.append(stream.id)
-        if self.pool is not None:
-            self.in_use.append(self.pool.stats().in_use)
         stream.spin(self.microseconds)
-        event = stream.record_event()
-        assert not event.query()
-        return [event for _ in batch]
+        self.events.append(stream.record_event())
+        return [self.events[-1] for _ in batch]
 
     async def in_task(self, batch):
         return self.run(batch)
@@ -52,24 +48,29 @@ async def test_answers_are_told_when_the_stream_has_drained(kind):
     model = Model(kind)
     async with pooled(max_streams=2) as pool:
         async with batching(model.function, streams=pool, max_batch_size=2) as batcher:
-            events = await batcher.map(range(12))
+            with stopped(pool):
+                answers = asyncio.ensure_future(batcher.map(range(12)))
+                await eventually(lambda: len(model.events) == 2)
+                await asyncio.sleep(0.01)
+                assert not answers.done() and not any(event.query() for event in model.events)
+            events = await answers
             assert all(event.query() for event in events)
         assert len(model.lent) == 6 and set(model.lent) <= {1, 2}
 
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_batches_in_flight_overlap_and_are_as_many_as_there_are_streams(kind):
-    model = Model(kind, 20_000)
+    model = Model(kind)
     async with pooled(max_streams=3) as pool:
-        model.pool = pool
         async with batching(model.function, streams=pool, max_batch_size=1) as batcher:
-            tasks = [asyncio.ensure_future(batcher.submit(n)) for n in range(9)]
-            await eventually(lambda: pool.stats().in_use == 3)
-            assert batcher.stats().in_flight <= 3
-            # Those behind wait where they can still be cancelled.
-            assert tasks[-1].cancel()
+            with stopped(pool):
+                tasks = [asyncio.ensure_future(batcher.submit(n)) for n in range(9)]
+                await eventually(lambda: len(model.events) == 3)
+                assert sorted(model.lent) == [1, 2, 3] and batcher.stats().in_flight == 3
+                # Those behind wait where they can still be cancelled.
+                assert tasks[-1].cancel()
             await asyncio.gather(*tasks[:-1])
-        assert max(model.in_use) == 3 and len(model.lent) == 8 and set(model.lent) == {1, 2, 3}
+        assert len(model.lent) == 8 and set(model.lent) == {1, 2, 3}
 
 
 @pytest.mark.parametrize("kind", KINDS)

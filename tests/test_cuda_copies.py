@@ -11,7 +11,7 @@ import headrace as hr
 import numpy as np
 import pytest
 
-from streams import pooled
+from streams import pooled, stopped
 from support import eventually
 
 pytestmark = pytest.mark.asyncio
@@ -74,22 +74,24 @@ async def test_a_copy_that_is_cancelled_holds_its_buffer_until_it_was_read_and_w
         pass
 
     async with pooled() as pool, pool.lease() as stream:
-        stream.spin(20_000)
-        source = Owner(b"\1" * 1_000_000)
-        alive = weakref.ref(source)
-        copy = asyncio.ensure_future(stream.copy_to_device(source))
-        del source
-        await asyncio.sleep(0)
-        copy.cancel()
-        await asyncio.wait([copy])
+        with stopped(pool):
+            stream.spin(100)
+            source = Owner(b"\1" * 1_000_000)
+            alive = weakref.ref(source)
+            copy = asyncio.ensure_future(stream.copy_to_device(source))
+            del source
+            await asyncio.sleep(0)
+            copy.cancel()
+            await asyncio.wait([copy])
         await eventually(lambda: alive() is None)
         buffer = await stream.copy_to_device(b"\2" * 1000)
-        stream.spin(20_000)
-        out = bytearray(1000)
-        back = asyncio.ensure_future(stream.copy_to_host(buffer, out))
-        await asyncio.sleep(0)
-        back.cancel()
-        await asyncio.wait([back])
+        with stopped(pool):
+            stream.spin(100)
+            out = bytearray(1000)
+            back = asyncio.ensure_future(stream.copy_to_host(buffer, out))
+            await asyncio.sleep(0)
+            back.cancel()
+            await asyncio.wait([back])
         await stream
         assert out == bytes(1000)
         out += b"it is nobody's any more"

@@ -41,6 +41,23 @@ fn a_completion_is_told_when_the_stream_has_come_so_far_and_not_before() {
 }
 
 #[test]
+fn what_is_waited_for_is_done_only_when_a_stopped_device_goes_on() {
+    for completion in MODES {
+        let simulation = Simulation::new(SimSettings::default());
+        let device = OpenDevice::simulated(&simulation);
+        let pool = StreamPool::new(device, mode(completion, 1)).unwrap();
+        let (kernel, stream) = (spin(&pool), pool.try_lease(None).unwrap());
+        simulation.stop();
+        let stood_at = simulation.now_ns();
+        kernel.launch(&stream, 1).unwrap();
+        assert_eq!(stream.completion().wait(Some(Duration::from_millis(5))), None);
+        assert_eq!(simulation.now_ns(), stood_at);
+        simulation.go_on();
+        assert_eq!(stream.completion().wait(Some(GUARD)), Some(Ok(())));
+    }
+}
+
+#[test]
 fn what_is_done_already_involves_no_thread() {
     let (simulation, pool) = still(streams(1));
     // Any recorded or waited-for event would fail.

@@ -29,8 +29,41 @@ pub(super) struct Core {
     pub(super) begun: Instant,
 }
 
+/// How the device's time differs from time itself.
+#[derive(Default)]
+pub(super) struct Stops {
+    /// Since when it stands still.
+    since: Option<Instant>,
+    /// How long it has stood still before.
+    total: Duration,
+}
+
+impl Stops {
+    pub(super) fn stop(&mut self) {
+        self.since.get_or_insert_with(Instant::now);
+    }
+
+    pub(super) fn go_on(&mut self) {
+        if let Some(since) = self.since.take() {
+            self.total += since.elapsed();
+        }
+    }
+
+    /// The time since then that has passed on the device.
+    fn passed(&self, begun: Instant) -> Duration {
+        let until = self.since.unwrap_or_else(Instant::now);
+        until.duration_since(begun).saturating_sub(self.total)
+    }
+
+    /// When that much time will have passed, unless it stands still.
+    fn when(&self, begun: Instant, passed: Duration) -> Option<Instant> {
+        if self.since.is_some() { None } else { Some(begun + self.total + passed) }
+    }
+}
+
 pub(super) struct State {
     pub(super) engine: Engine,
+    pub(super) stops: Stops,
     pub(super) memory: Memory,
     pub(super) script: Script,
     pub(super) host: HashMap<usize, Layout>,
@@ -52,7 +85,7 @@ impl Core {
     pub(super) fn settled(&self) -> MutexGuard<'_, State> {
         let mut state = self.state.lock();
         let until = match self.settings.clock {
-            SimClock::Wall => u64::try_from(self.begun.elapsed().as_nanos()).unwrap_or(u64::MAX),
+            SimClock::Wall => u64::try_from(state.stops.passed(self.begun).as_nanos()).unwrap_or(u64::MAX),
             SimClock::Manual => state.engine.now_ns(),
         };
         self.settle(&mut state, until);
@@ -118,12 +151,15 @@ impl Core {
 
     /// Until something changed, or the next piece of work ends by the clock.
     fn pause(&self, state: &mut MutexGuard<'_, State>) {
-        match (self.settings.clock, state.engine.next_ns()) {
-            (SimClock::Wall, Some(next)) => {
-                let until = self.begun + Duration::from_nanos(next);
+        let next = match self.settings.clock {
+            SimClock::Wall => state.engine.next_ns(),
+            SimClock::Manual => None,
+        };
+        match next.and_then(|next| state.stops.when(self.begun, Duration::from_nanos(next))) {
+            Some(until) => {
                 self.changed.wait_until(state, until);
             }
-            _ => self.changed.wait(state),
+            None => self.changed.wait(state),
         }
     }
 

@@ -13,8 +13,10 @@ use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 
+#[cfg(doc)]
+use super::SimClock;
 use super::SimSettings;
-use super::core::{Core, Queued, State};
+use super::core::{Core, Queued, State, Stops};
 use super::engine::{Effect, Engine, Lane, Span};
 use super::memory::Memory;
 use super::script::{Script, SimCall, SimFault, fault};
@@ -51,6 +53,7 @@ impl Simulation {
         };
         let state = State {
             engine: Engine::new(settings.kernels_max),
+            stops: Stops::default(),
             memory: Memory::new(settings.memory_bytes),
             script: Script::default(),
             host: HashMap::new(),
@@ -87,6 +90,18 @@ impl Simulation {
         let mut state = self.core().state.lock();
         let until = state.engine.now_ns() + us * 1000;
         self.core().settle(&mut state, until);
+    }
+
+    /// Stops the device's time until [`go_on`](Self::go_on): what runs goes on running, what takes no time is
+    /// done. For a [`SimClock::Wall`]; a manual one stands still anyway.
+    pub fn stop(&self) {
+        self.core().settled().stops.stop();
+    }
+
+    /// Has the device's time pass again. Nothing where it does.
+    pub fn go_on(&self) {
+        self.core().state.lock().stops.go_on();
+        self.core().changed.notify_all();
     }
 
     /// What the clock shows, in nanoseconds from the device's beginning.

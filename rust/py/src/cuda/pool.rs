@@ -309,6 +309,17 @@ impl StreamPool {
         Ok(())
     }
 
+    /// Stops the time of the simulated device, or has it pass again.
+    fn _stop(&self, stopped: bool) -> PyResult<()> {
+        let simulation = self.simulation()?;
+        if stopped {
+            simulation.stop()
+        } else {
+            simulation.go_on()
+        }
+        Ok(())
+    }
+
     /// The `nth` next call of a kind fails on the simulated device.
     #[pyo3(signature = (call, code, *, nth=1, executed=false))]
     fn _fail(&self, call: &str, code: u32, nth: u32, executed: bool) -> PyResult<()> {
