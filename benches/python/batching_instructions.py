@@ -71,6 +71,7 @@ def _instructions(load: Load, arm: BatchingArm, items: int, cpu: int) -> int:
         "cpu": cpu,
         "other_cpu": cpu,
         "loop": "uvloop",
+        "collects": True,
     }
     with tempfile.TemporaryDirectory(prefix="batching-") as folder:
         report = Path(folder, "callgrind")
