@@ -5,11 +5,11 @@ use std::sync::Arc;
 use headrace::engine::Control;
 use parking_lot::Mutex;
 use pyo3::exceptions::PyTypeError;
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::bridge::hub::Hub;
-use crate::bridge::waiter::Waiter;
 use crate::ffi::ForkSafe;
 use crate::requests::RequestStream;
 
@@ -33,7 +33,7 @@ pub(crate) struct Shared {
     pub(crate) control: ForkSafe<Control>,
     facts: Facts,
     /// Those who await `ctx.stopped()`.
-    stop_waiters: Mutex<Vec<Py<Waiter>>>,
+    stop_waiters: Mutex<Vec<Py<PyAny>>>,
 }
 
 /// What an engine is given beside the request.
@@ -132,18 +132,23 @@ impl Context {
     }
 
     /// An awaitable that is done when the stream is stopped or killed.
-    fn stopped<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+    fn stopped(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         self.shared.hub.check(py)?;
-        let waiter = Bound::new(py, Waiter::new(Arc::clone(&self.shared.hub)))?;
+        let future = self.shared.hub.new_future(py)?;
         if self.shared.control.is_stopped() {
-            Waiter::complete(&waiter)?;
-        } else {
-            let mut waiters = self.shared.stop_waiters.lock();
-            // An engine may race it against something else, again and again.
-            waiters.retain(|waiter| !waiter.get().done());
-            waiters.push(waiter.clone().unbind());
+            set(py, &future)?;
+            return Ok(future);
         }
-        Ok(waiter.into_any())
+        let waiting = std::mem::take(&mut *self.shared.stop_waiters.lock());
+        let mut kept = vec![future.clone_ref(py)];
+        for each in waiting {
+            // An engine may race it against something else, again and again.
+            if !is_done(py, &each)? {
+                kept.push(each);
+            }
+        }
+        self.shared.stop_waiters.lock().append(&mut kept);
+        Ok(future)
     }
 
     fn __repr__(&self) -> String {
@@ -160,8 +165,18 @@ impl Shared {
     pub(crate) fn wake_stopped(&self, py: Python<'_>) -> PyResult<()> {
         let waiters = std::mem::take(&mut *self.stop_waiters.lock());
         for waiter in waiters {
-            Waiter::complete_soon(waiter.bind(py))?;
+            if !is_done(py, &waiter)? {
+                set(py, &waiter)?;
+            }
         }
         Ok(())
     }
+}
+
+fn is_done(py: Python<'_>, future: &Py<PyAny>) -> PyResult<bool> {
+    future.call_method0(py, intern!(py, "done"))?.is_truthy(py)
+}
+
+fn set(py: Python<'_>, future: &Py<PyAny>) -> PyResult<()> {
+    future.call_method1(py, intern!(py, "set_result"), (py.None(),)).map(drop)
 }

@@ -56,6 +56,32 @@ pub(crate) fn context_value<'py>(variable: &Bound<'py, PyAny>) -> PyResult<Optio
     }
 }
 
+/// Calls a function with one argument in a context, as `context.run(function, argument)` does.
+pub(crate) fn run_in_context(
+    context: &Bound<'_, PyAny>,
+    function: &Bound<'_, PyAny>,
+    argument: &Bound<'_, PyAny>,
+) -> PyResult<()> {
+    #[cfg(feature = "abi3")]
+    return context.call_method1(pyo3::intern!(context.py(), "run"), (function, argument)).map(drop);
+    #[cfg(not(feature = "abi3"))]
+    {
+        let py = context.py();
+        // SAFETY: the interpreter is attached and `context` a live object: anything but a context, and one that
+        // has been entered, is refused with an exception.
+        if unsafe { ffi::PyContext_Enter(context.as_ptr()) } < 0 {
+            return Err(PyErr::fetch(py));
+        }
+        let called = function.call1((argument,));
+        // SAFETY: as above; it was entered here, by this thread. It runs with no exception set: one that was
+        // raised has been fetched.
+        if unsafe { ffi::PyContext_Exit(context.as_ptr()) } < 0 {
+            return called.and(Err(PyErr::fetch(py)));
+        }
+        called.map(drop)
+    }
+}
+
 /// What one step of an awaitable's iterator gave.
 pub(crate) enum Sent<'py> {
     /// It has returned this.

@@ -65,8 +65,6 @@ mod _headrace {
     #[pymodule_export]
     use crate::bridge::loop_hub::LoopHub;
     #[pymodule_export]
-    use crate::bridge::waiter::Waiter;
-    #[pymodule_export]
     use crate::context::Context;
     #[pymodule_export]
     use crate::cuda::buffer::DeviceBuffer;

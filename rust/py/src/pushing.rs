@@ -17,7 +17,7 @@ use pyo3::prelude::*;
 
 use crate::bridge::hub::Hub;
 use crate::bridge::parking::Parking;
-use crate::bridge::waiter::Turn;
+use crate::bridge::waiter::Pause;
 use crate::errors::{item_too_large, stream_killed};
 use crate::ffi::ForkSafe;
 use crate::payload::{Codec, Encoded, share};
@@ -77,18 +77,19 @@ pub(crate) enum Wait {
     None,
     /// The loop should have a turn.
     Turn,
-    /// Credit: this is to be awaited.
+    /// Credit: this is for the task to wait for.
     For(Py<PyAny>),
 }
 
 impl Wait {
     /// What a Python caller awaits, if anything.
     pub(crate) fn awaitable(self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
-        Ok(match self {
-            Self::None => None,
-            Self::Turn => Some(Py::new(py, Turn::default())?.into_any()),
-            Self::For(waiter) => Some(waiter),
-        })
+        let on = match self {
+            Self::None => return Ok(None),
+            Self::Turn => py.None(),
+            Self::For(future) => future,
+        };
+        Ok(Some(Py::new(py, Pause::new(on))?.into_any()))
     }
 }
 
@@ -119,7 +120,7 @@ impl<O: Outlet> Pushing<O> {
     /// Pushes an item; says what to wait for before the next.
     pub(crate) fn push_item(&self, object: &Bound<'_, PyAny>) -> PyResult<Wait> {
         Ok(match self.push_encoded(&self.codec.get().encode(object)?)? {
-            Pushed::Waiting => self.await_drained(object.py())?.map_or(Wait::None, Wait::For),
+            Pushed::Waiting => self.wait_drained(object.py())?,
             Pushed::Buffered if self.wants_turn() => Wait::Turn,
             Pushed::Buffered => Wait::None,
         })
@@ -167,17 +168,16 @@ impl<O: Outlet> Pushing<O> {
         false
     }
 
-    /// What to await until the items have found their place; nothing if they have already.
-    pub(crate) fn await_drained(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
-        let mut parking = self.parking.lock();
-        let place = match &mut *parking {
-            Some(place) => place,
-            none => none.insert(Parking::new(py, &self.hub)?),
-        };
-        let waiter = place.arm(py);
+    /// What has to happen until the items have found their place.
+    pub(crate) fn wait_drained(&self, py: Python<'_>) -> PyResult<Wait> {
+        let kept = self.parking.lock().take();
+        let place = kept.map_or_else(|| Parking::new(py, &self.hub), Ok)?;
         let cx = Context::from_waker(place.waker());
         let waits = self.with(|outlet| outlet.poll_drained(&cx).is_pending()).unwrap_or(false);
-        Ok(waits.then_some(waiter))
+        // Several may wait here for the same.
+        let waiter = waits.then(|| place.prepare(py).and_then(|_| place.give(py)));
+        *self.parking.lock() = Some(place);
+        Ok(waiter.transpose()?.map_or(Wait::None, Wait::For))
     }
 
     /// Looks at where the items go; `None` once it has been taken.

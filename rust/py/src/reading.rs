@@ -8,7 +8,7 @@ use headrace::{
     Call as CoreCall, CallError, CallErrorKind, Item, Ready, RequestSink as CoreSink,
     ResponseStream as CoreStream,
 };
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use pyo3::prelude::*;
 
 use crate::bridge::hub::Hub;
@@ -40,6 +40,12 @@ enum State {
 struct Inner {
     state: State,
     place: Place,
+}
+
+impl AsMut<Place> for Inner {
+    fn as_mut(&mut self) -> &mut Place {
+        &mut self.place
+    }
 }
 
 /// What one step of an awaitable leads to.
@@ -86,24 +92,39 @@ impl Place {
         found
     }
 
-    /// Polls; while that is pending, the step is to wait. Two tasks cannot wait for the same `what`.
-    pub(crate) fn step(
-        &mut self,
+    /// Locks what has such a place, once that is ready for who waits. Two cannot wait for the same `what`.
+    pub(crate) fn lock_ready<'a, T: AsMut<Self>>(
         py: Python<'_>,
         hub: &Arc<Hub>,
+        owner: &'a Mutex<T>,
         what: &str,
+    ) -> PyResult<MutexGuard<'a, T>> {
+        let mut locked = owner.lock();
+        let here = locked.as_mut();
+        if here.parking.as_ref().is_some_and(Parking::is_free) {
+            return Ok(locked);
+        }
+        let kept = here.parking.take();
+        // Making it ready may run Python.
+        drop(locked);
+        let parking = kept.map_or_else(|| hub.parking(py), Ok)?;
+        let is_ready = parking.prepare(py);
+        let mut locked = owner.lock();
+        locked.as_mut().parking = Some(parking);
+        if is_ready? { Ok(locked) } else { Err(already_awaited(what)) }
+    }
+
+    /// Polls; while that is pending, the step is to wait. The place is ready.
+    pub(crate) fn step(
+        &self,
+        py: Python<'_>,
         poll: impl FnOnce(&mut Context<'_>) -> Poll<Step>,
     ) -> PyResult<Step> {
-        let parking = match &mut self.parking {
-            Some(parking) => parking,
-            none => none.insert(hub.parking(py)?),
-        };
-        if parking.is_awaited() {
-            return Err(already_awaited(what));
-        }
+        // `lock_ready` has put it there.
+        let Some(parking) = &self.parking else { return Ok(Step::Turn) };
         match poll(&mut Context::from_waker(parking.waker())) {
             Poll::Ready(step) => Ok(step),
-            Poll::Pending => Ok(Step::Wait(parking.arm(py))),
+            Poll::Pending => parking.give(py).map(Step::Wait),
         }
     }
 
@@ -188,18 +209,18 @@ impl Reading {
         if let Some(feeding) = &self.python.feeding {
             feeding.begin(py)?;
         }
-        let mut inner = self.inner.lock();
+        let mut inner = Place::lock_ready(py, &self.hub, &self.inner, "this response")?;
         if !self.python.asks {
             let Inner { state, place } = &mut *inner;
-            return place.step(py, &self.hub, "this response", |cx| advance(state, cx, what));
+            return place.step(py, |cx| advance(state, cx, what));
         }
         if matches!(inner.state, State::Stepping) {
             return Err(already_awaited("this response"));
         }
         let mut state = std::mem::replace(&mut inner.state, State::Stepping);
-        let mut place = std::mem::take(&mut inner.place);
+        let place = std::mem::take(&mut inner.place);
         drop(inner);
-        let step = place.step(py, &self.hub, "this response", |cx| advance(&mut state, cx, what));
+        let step = place.step(py, |cx| advance(&mut state, cx, what));
         let mut inner = self.inner.lock();
         inner.place = place;
         if matches!(inner.state, State::Stepping) {

@@ -127,7 +127,7 @@ impl RequestSink {
     /// The task's first step. Returns something to await before the first item, or `None`.
     fn begin(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
         self.begun.store(true, Ordering::Relaxed);
-        self.pushing.await_drained(py)
+        self.pushing.wait_drained(py)?.awaitable(py)
     }
 
     /// Whether nobody takes items any more.
@@ -201,6 +201,12 @@ pub(crate) struct RequestStream {
     inner: ForkSafe<Mutex<Inner>>,
 }
 
+impl AsMut<Place> for Inner {
+    fn as_mut(&mut self) -> &mut Place {
+        &mut self.place
+    }
+}
+
 impl RequestStream {
     pub(crate) fn new(hub: Arc<Hub>, codec: Py<Codec>, requests: CoreRequests) -> Self {
         let inner = Inner { requests: Some(requests), place: Place::default() };
@@ -209,17 +215,17 @@ impl RequestStream {
 
     fn step(&self, py: Python<'_>) -> PyResult<Step> {
         check_fork(py)?;
-        let mut inner = self.inner.lock();
-        let Inner { requests: Some(requests), place } = &mut *inner else { return Ok(Step::End) };
-        match place.take_ready(|| found(requests.try_next())) {
-            Some(step) => Ok(step),
-            None => {
-                self.hub.check(py)?;
-                place.step(py, &self.hub, "this request", |cx| {
-                    requests.poll_next(cx).map(|received| found(received).unwrap_or(Step::End))
-                })
+        {
+            let mut inner = self.inner.lock();
+            let Inner { requests: Some(requests), place } = &mut *inner else { return Ok(Step::End) };
+            if let Some(step) = place.take_ready(|| found(requests.try_next())) {
+                return Ok(step);
             }
         }
+        self.hub.check(py)?;
+        let mut inner = Place::lock_ready(py, &self.hub, &self.inner, "this request")?;
+        let Inner { requests: Some(requests), place } = &mut *inner else { return Ok(Step::End) };
+        place.step(py, |cx| requests.poll_next(cx).map(|received| found(received).unwrap_or(Step::End)))
     }
 
     /// Wants no more items; the caller is told.

@@ -8,7 +8,6 @@ use pyo3::types::PyBool;
 
 use crate::bridge::hub::Hub;
 use crate::bridge::parking::Parking;
-use crate::bridge::waiter::already_awaited;
 use crate::ffi::raise_stop_iteration;
 
 /// `await` gives the value that it is set to.
@@ -59,10 +58,8 @@ impl Flag {
             }
             return raise_stop_iteration(PyBool::new(py, value).to_owned().into_any());
         }
-        let parking = parking.map_or_else(|| self.hub.parking(py), Ok)?;
-        let awaited = parking.is_awaited();
-        let waiter = (!awaited).then(|| parking.arm(py));
-        self.state.lock().1 = Some(parking);
-        waiter.map(Some).ok_or_else(|| already_awaited("this"))
+        let (parking, waits) = self.hub.wait(py, parking, "this");
+        self.state.lock().1 = parking;
+        waits.map(Some)
     }
 }

@@ -13,7 +13,7 @@ use super::asked::{Asked, Item};
 use super::core::Core;
 use super::reply::{Ended, Thing, Waits, read};
 use crate::bridge::parking::Parking;
-use crate::bridge::waiter::{Waiter, already_awaited};
+use crate::bridge::waiter::already_awaited;
 use crate::ffi::raise_stop_iteration;
 use crate::response::thrown;
 use crate::runtime::{check_fork, is_forked};
@@ -178,10 +178,10 @@ impl Gather {
             let mut state = self.state.lock();
             let left = std::mem::take(&mut state.left);
             let is_over = state.is_over();
-            (left, state.parking.as_ref().filter(|_| is_over).map(|parking| parking.waiter(py)))
+            (left, state.parking.as_ref().filter(|_| is_over).map(Parking::waiter))
         };
         drop(left);
-        waiter.map_or(Ok(()), |waiter| Waiter::complete(waiter.bind(py)))
+        waiter.map_or(Ok(()), |waiter| waiter.complete(py).map(drop))
     }
 
     /// Cancels everything that has not ended.
@@ -312,10 +312,9 @@ impl Gathered {
             }
             return raise_stop_iteration(self.0.answers(py)?.into_any());
         }
-        let parking = parking.map_or_else(|| hub.parking(py), Ok)?;
-        let waiter = (!parking.is_awaited()).then(|| parking.arm(py));
-        self.0.state.lock().parking = Some(parking);
-        waiter.map(Some).ok_or_else(|| already_awaited("this map"))
+        let (parking, waits) = hub.wait(py, parking, "this map");
+        self.0.state.lock().parking = parking;
+        waits.map(Some)
     }
 
     #[pyo3(signature = (kind, value=None, traceback=None))]

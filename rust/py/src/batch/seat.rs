@@ -10,7 +10,6 @@ use pyo3::prelude::*;
 use super::taken::BatchTaken;
 use crate::bridge::hub::Hub;
 use crate::bridge::parking::Parking;
-use crate::bridge::waiter::{Waiter, already_awaited};
 use crate::ffi::raise_stop_iteration;
 
 #[derive(Debug, Default)]
@@ -39,15 +38,19 @@ impl Seat {
         let py = batch.py();
         let waiter = {
             let mut state = self.state.lock();
-            let parking = state.parking.as_ref().filter(|parking| parking.is_awaited());
-            let Some(waiter) = parking.map(|parking| parking.waiter(py)) else { return Ok(false) };
+            let parking = state.parking.as_ref().filter(|parking| parking.is_given());
+            let Some(waiter) = parking.map(Parking::waiter) else { return Ok(false) };
             if state.closed {
                 return Ok(false);
             }
             state.next = Some(batch.clone().unbind());
             waiter
         };
-        Waiter::complete(waiter.bind(py)).map(|()| true)
+        let is_taken = waiter.complete(py)?;
+        // The task may have been cancelled, and is yet to hear of it.
+        let left = if is_taken { None } else { self.state.lock().next.take() };
+        drop(left);
+        Ok(is_taken)
     }
 }
 
@@ -82,15 +85,13 @@ impl Seat {
         if state.closed {
             return Ok(None);
         }
-        if let Some(parking) = &state.parking {
-            let waiter = (!parking.is_awaited()).then(|| parking.arm(py));
-            return waiter.map(Some).ok_or_else(|| already_awaited("this seat"));
+        if let Some(parking) = state.parking.as_ref().filter(|parking| parking.is_free()) {
+            return parking.give(py).map(Some);
         }
-        // Making one may run Python.
+        let kept = state.parking.take();
         drop(state);
-        let parking = self.hub.parking(py)?;
-        let waiter = parking.arm(py);
-        self.state.lock().parking = Some(parking);
-        Ok(Some(waiter))
+        let (parking, waits) = self.hub.wait(py, kept, "this seat");
+        self.state.lock().parking = parking;
+        waits.map(Some)
     }
 }

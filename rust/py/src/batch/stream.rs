@@ -12,7 +12,6 @@ use super::core::Core;
 use super::reply::{Ended, Failure, Thing, Told, read};
 use crate::bridge::hub::Event;
 use crate::bridge::parking::Parking;
-use crate::bridge::waiter::{Waiter, already_awaited};
 use crate::ffi::raise_stop_iteration;
 use crate::response::{Immediate, thrown};
 use crate::runtime::{check_fork, is_forked};
@@ -80,10 +79,10 @@ impl Yielded {
     pub(super) fn wake(&self, py: Python<'_>) -> PyResult<()> {
         let (item, waiter) = {
             let mut state = self.state.lock();
-            (state.item.take(), state.parking.as_ref().map(|parking| parking.waiter(py)))
+            (state.item.take(), state.parking.as_ref().map(Parking::waiter))
         };
         drop(item);
-        waiter.map_or(Ok(()), |waiter| Waiter::complete(waiter.bind(py)))
+        waiter.map_or(Ok(()), |waiter| waiter.complete(py).map(drop))
     }
 
     /// Nobody reads any more.
@@ -162,10 +161,9 @@ impl BatchStream {
             Found::Turn => Ok(Some(py.None())),
             Found::End => Err(self.0.ending(py)),
             Found::Nothing(parking) => {
-                let parking = parking.map_or_else(|| hub.parking(py), Ok)?;
-                let waiter = (!parking.is_awaited()).then(|| parking.arm(py));
-                self.0.state.lock().parking = Some(parking);
-                waiter.map(Some).ok_or_else(|| already_awaited("this stream"))
+                let (parking, waits) = hub.wait(py, parking, "this stream");
+                self.0.state.lock().parking = parking;
+                waits.map(Some)
             }
         }
     }

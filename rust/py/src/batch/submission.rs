@@ -11,7 +11,7 @@ use pyo3::prelude::*;
 use super::core::Core;
 use super::reply::{Ended, Thing, read};
 use crate::bridge::parking::Parking;
-use crate::bridge::waiter::{Waiter, already_awaited};
+use crate::bridge::waiter::already_awaited;
 use crate::ffi::raise_stop_iteration;
 use crate::response::thrown;
 use crate::runtime::{check_fork, is_forked};
@@ -83,10 +83,10 @@ impl Answer {
 
     /// On the loop's thread, after it was settled.
     pub(super) fn wake(&self, py: Python<'_>) -> PyResult<()> {
-        let (item, waiter, answers) = {
+        let (item, parking, answers) = {
             let mut state = self.state.lock();
             let answers = state.answering.take().map(|answering| (answering, state.ended.take()));
-            (state.item.take(), state.parking.as_ref().map(|parking| parking.waiter(py)), answers)
+            (state.item.take(), state.parking.take(), answers)
         };
         drop(item);
         if let Some((answering, Some(ended))) = answers {
@@ -94,7 +94,10 @@ impl Answer {
             self.ticket.store(NONE, Ordering::Relaxed);
             return answering.send(py, &ended);
         }
-        waiter.map_or(Ok(()), |waiter| Waiter::complete(waiter.bind(py)))
+        let Some(parking) = parking else { return Ok(()) };
+        let woken = parking.complete(py);
+        self.core.hub.recycle(parking);
+        woken.map(drop)
     }
 
     /// Cancels the item, unless it has been answered.
@@ -144,17 +147,13 @@ impl Submission {
 
     fn __next__(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
         check_fork(py)?;
-        let mut state = self.0.state.lock();
+        let state = self.0.state.lock();
         let answer = match &state.ended {
             Some(Ended::Completed(value)) => Ok(value.clone_ref(py)),
             Some(_) => Err(()),
             None => return self.0.park(py, state).map(Some),
         };
-        let parking = Parking::take(&mut state.parking, true);
         drop(state);
-        if let Some(parking) = parking {
-            self.0.core.hub.recycle(parking);
-        }
         match answer {
             Ok(value) => raise_stop_iteration(value.into_bound(py)),
             Err(()) => Err(self.0.failure(py)),
@@ -199,18 +198,14 @@ impl Answer {
         if state.parking.is_none() {
             state.parking = self.core.hub.spare_parking();
         }
-        match &state.parking {
-            Some(parking) if parking.is_awaited() => Err(already_awaited("this item")),
-            Some(parking) => Ok(parking.arm(py)),
-            None => {
-                // Making one may run Python.
-                drop(state);
-                let parking = Parking::new(py, &self.core.hub)?;
-                let waiter = parking.arm(py);
-                self.state.lock().parking = Some(parking);
-                Ok(waiter)
-            }
+        if let Some(parking) = state.parking.as_ref().filter(|parking| parking.is_free()) {
+            return parking.give(py);
         }
+        let kept = state.parking.take();
+        drop(state);
+        let (parking, waits) = self.core.hub.wait(py, kept, "this item");
+        self.state.lock().parking = parking;
+        waits
     }
 
     /// The exception of an item that was not answered. It is made outside the lock, since that runs Python;

@@ -42,7 +42,7 @@ pub(crate) struct Slot {
 /// What an event in a slot is for. These Python objects stay with the hub; other threads know the slot.
 pub(crate) enum Target {
     /// A task waits.
-    Waiter(Py<Waiter>),
+    Waiter(Arc<Waiter>),
     /// A request that STOP or KILL came for.
     Sink(Py<Sink>),
     /// A caller's request stream of which no more items are wanted.

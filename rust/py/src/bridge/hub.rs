@@ -38,9 +38,6 @@ const EVENTS_PER_DRAIN: usize = 512;
 /// How long interpreter exit waits for a loop on another thread to leave a callback.
 const ABANDON_WAIT: Duration = Duration::from_secs(1);
 
-/// Places to wait kept for reuse: as many as a busy loop has calls in flight.
-const SPARE_PARKINGS_MAX: usize = 1024;
-
 /// What the hub needs of Python to be called back: looked up once, not at every flush.
 pub(super) struct LoopSide {
     pub(super) this: Py<LoopHub>,
@@ -77,6 +74,8 @@ pub(crate) struct Hub {
     pub(super) event_loop: Arc<Py<PyAny>>,
     /// A future of the loop that is done, with the result `None`; see [`Waiter::complete`].
     pub(super) done: Py<PyAny>,
+    /// Futures of the loop keep nothing of who has awaited them.
+    pub(super) uses_futures_again: bool,
     pub(super) loop_side: Mutex<Option<LoopSide>>,
     closed: AtomicBool,
     closes: Mutex<Vec<Weak<dyn Closes>>>,
@@ -86,7 +85,7 @@ pub(crate) struct Hub {
     /// The callbacks do nothing any more.
     abandoned: AtomicBool,
     /// Places to wait that nobody uses, kept for the next call.
-    spare_parkings: Mutex<Vec<Parking>>,
+    pub(super) spare_parkings: Mutex<Vec<Parking>>,
 }
 
 impl std::fmt::Debug for Hub {
@@ -101,6 +100,8 @@ impl Hub {
         let done = event_loop.call_method0(py, "create_future")?;
         done.call_method1(py, "set_result", (py.None(),))?;
         Ok(Self {
+            // From Python 3.14 on they know it until they are done.
+            uses_futures_again: !done.bind(py).hasattr("_asyncio_awaited_by")?,
             done,
             wake: Wake::new()?,
             pending: AtomicBool::new(false),
@@ -173,6 +174,11 @@ impl Hub {
         Ok(self.event_loop.bind(py).clone())
     }
 
+    /// A future of the loop.
+    pub(crate) fn new_future(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        self.event_loop.call_method0(py, pyo3::intern!(py, "create_future"))
+    }
+
     pub(crate) fn is_loop_thread(&self) -> bool {
         this_thread() == self.thread
     }
@@ -214,25 +220,6 @@ impl Hub {
         match targets.get(slot.index) {
             Some((generation, target)) if *generation == slot.generation => Some(look(target)),
             _ => None,
-        }
-    }
-
-    /// A place to wait, used before if there is one.
-    pub(crate) fn parking(self: &Arc<Self>, py: Python<'_>) -> PyResult<Parking> {
-        self.spare_parking().map_or_else(|| Parking::new(py, self), Ok)
-    }
-
-    /// One that was used before, which runs no Python. A wake-up of its former user may still come: whoever
-    /// waits looks again.
-    pub(crate) fn spare_parking(&self) -> Option<Parking> {
-        self.spare_parkings.lock().pop()
-    }
-
-    /// Takes back a place to wait that nobody awaits.
-    pub(crate) fn recycle(&self, parking: Parking) {
-        let mut spare = self.spare_parkings.lock();
-        if spare.len() < SPARE_PARKINGS_MAX && !self.is_closed() && !parking.is_awaited() {
-            spare.push(parking);
         }
     }
 
@@ -421,18 +408,18 @@ impl Hub {
 
     fn wake_target(&self, py: Python<'_>, slot: Slot) -> PyResult<()> {
         enum Found {
-            Waiter(Py<Waiter>),
+            Waiter(Arc<Waiter>),
             Sink(Py<Sink>),
             Requests(Py<RequestSink>),
         }
         let found = self.with_target(slot, |target| match target {
-            Target::Waiter(waiter) => Some(Found::Waiter(waiter.clone_ref(py))),
+            Target::Waiter(waiter) => Some(Found::Waiter(Arc::clone(waiter))),
             Target::Sink(sink) => Some(Found::Sink(sink.clone_ref(py))),
             Target::Requests(sink) => Some(Found::Requests(sink.clone_ref(py))),
             Target::Engine(_) => None,
         });
         match found.flatten() {
-            Some(Found::Waiter(waiter)) => Waiter::complete(waiter.bind(py)),
+            Some(Found::Waiter(waiter)) => waiter.complete(py).map(drop),
             Some(Found::Sink(sink)) => Sink::signalled(sink.bind(py)),
             Some(Found::Requests(sink)) => RequestSink::signalled(sink.bind(py)),
             None => Ok(()),

@@ -6,7 +6,7 @@ use std::task::{Wake, Waker};
 use pyo3::prelude::*;
 
 use super::hub::{Event, Hub, Slot, Target};
-use super::waiter::Waiter;
+use super::waiter::{Waiter, already_awaited};
 use crate::runtime::is_forked;
 
 struct SlotWaker {
@@ -49,15 +49,15 @@ impl Drop for Parked {
 /// See the module's text.
 #[derive(Debug)]
 pub(crate) struct Parking {
-    waiter: Py<Waiter>,
+    waiter: Arc<Waiter>,
     waker: Waker,
     _slot: Parked,
 }
 
 impl Parking {
     pub(crate) fn new(py: Python<'_>, hub: &Arc<Hub>) -> PyResult<Self> {
-        let waiter = Py::new(py, Waiter::new(Arc::clone(hub)))?;
-        let slot = hub.add_target(Target::Waiter(waiter.clone_ref(py)));
+        let waiter = Arc::new(Waiter::new(py, Arc::clone(hub))?);
+        let slot = hub.add_target(Target::Waiter(Arc::clone(&waiter)));
         let waker = Waker::from(Arc::new(SlotWaker { hub: Arc::clone(hub), slot }));
         Ok(Self { waiter, waker, _slot: Parked { hub: Arc::clone(hub), slot } })
     }
@@ -66,23 +66,84 @@ impl Parking {
         &self.waker
     }
 
-    pub(crate) fn waiter(&self, py: Python<'_>) -> Py<Waiter> {
-        self.waiter.clone_ref(py)
+    pub(crate) fn waiter(&self) -> Arc<Waiter> {
+        Arc::clone(&self.waiter)
     }
 
-    pub(crate) fn is_awaited(&self) -> bool {
-        self.waiter.get().is_awaited()
+    /// Whether somebody was given what to await here who has not been told.
+    pub(crate) fn is_given(&self) -> bool {
+        self.waiter.is_given()
     }
 
     /// The place that is kept in `place`, for who looks whether to wait; at the `end` of what is waited for,
-    /// only if nobody awaits it, who is yet to be woken.
+    /// only if nobody waits there who is yet to be woken.
     pub(crate) fn take(place: &mut Option<Self>, end: bool) -> Option<Self> {
-        place.take_if(|parking| !(end && parking.is_awaited()))
+        place.take_if(|parking| !(end && parking.is_given()))
     }
 
-    /// The waiter, ready to be awaited.
-    pub(crate) fn arm(&self, py: Python<'_>) -> Py<PyAny> {
-        self.waiter.get().arm();
-        self.waiter.clone_ref(py).into_any()
+    /// Whether it can be waited at as it is.
+    pub(crate) fn is_free(&self) -> bool {
+        self.waiter.is_free()
+    }
+
+    /// Makes it free. False if somebody waits here. Runs Python, so no lock may be held.
+    pub(crate) fn prepare(&self, py: Python<'_>) -> PyResult<bool> {
+        self.waiter.prepare(py)
+    }
+
+    /// What to await, of a place that is free. Runs no Python.
+    pub(crate) fn give(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        self.waiter.give(py)
+    }
+
+    /// Runs what waits here. False if nothing does. Not for callers inside a task.
+    pub(crate) fn complete(&self, py: Python<'_>) -> PyResult<bool> {
+        self.waiter.complete(py)
+    }
+}
+
+/// Places to wait kept for reuse: as many as a busy loop has calls in flight.
+const SPARE_PARKINGS_MAX: usize = 1024;
+
+impl Hub {
+    /// A place to wait, used before if there is one. Runs Python, so no lock may be held.
+    pub(crate) fn parking(self: &Arc<Self>, py: Python<'_>) -> PyResult<Parking> {
+        let parking = self.spare_parking().map_or_else(|| Parking::new(py, self), Ok)?;
+        parking.prepare(py)?;
+        Ok(parking)
+    }
+
+    /// What to await for `what`, and where: at the place that was `kept` from the last time, if there was one.
+    /// Two cannot wait at one. Runs Python, so no lock may be held.
+    pub(crate) fn wait(
+        self: &Arc<Self>,
+        py: Python<'_>,
+        kept: Option<Parking>,
+        what: &str,
+    ) -> (Option<Parking>, PyResult<Py<PyAny>>) {
+        let parking = match kept.map_or_else(|| self.parking(py), Ok) {
+            Ok(parking) => parking,
+            Err(error) => return (None, Err(error)),
+        };
+        let waits = match parking.prepare(py) {
+            Ok(true) => parking.give(py),
+            Ok(false) => Err(already_awaited(what)),
+            Err(error) => Err(error),
+        };
+        (Some(parking), waits)
+    }
+
+    /// One that was used before, perhaps not free; this runs no Python. A wake-up of its former user may still
+    /// come: whoever waits looks again.
+    pub(crate) fn spare_parking(&self) -> Option<Parking> {
+        self.spare_parkings.lock().pop()
+    }
+
+    /// Takes back a place to wait that nobody awaits.
+    pub(crate) fn recycle(&self, parking: Parking) {
+        let mut spare = self.spare_parkings.lock();
+        if spare.len() < SPARE_PARKINGS_MAX && !self.is_closed() && !parking.is_given() {
+            spare.push(parking);
+        }
     }
 }

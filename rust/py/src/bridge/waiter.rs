@@ -1,257 +1,177 @@
-//! What a task awaits while nothing is ready: an object that asyncio takes for a future. It exists once per
-//! place of waiting and is used again and again. When woken it runs the task's step at once, inside the
-//! hub's callback, where no other task is current; that saves a turn of the loop for each wake-up.
+//! What a task awaits while nothing is ready. It is a future of the loop's own, which CPython's tasks take several
+//! times faster than any other object. Nobody completes it in the ordinary way: who awaits it is taken off it and
+//! run at once, inside the hub's callback, where no task is current. That saves a turn of the loop for each
+//! wake-up, and the future can be awaited again.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
-use pyo3::exceptions::asyncio::CancelledError;
-use pyo3::exceptions::{PyRuntimeError, PyValueError};
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyList, PyTuple};
 
 use super::hub::Hub;
+use crate::ffi::run_in_context;
 
-/// A callback and the context that it runs in.
-type Callback = (Py<PyAny>, Option<Py<PyAny>>);
-
-/// Who is told. Nearly always there is one, the task: it takes no allocation.
-#[derive(Debug, Default)]
-struct Callbacks {
-    first: Option<Callback>,
-    more: Vec<Callback>,
-}
-
-impl Callbacks {
-    const fn is_empty(&self) -> bool {
-        self.first.is_none()
-    }
-
-    fn push(&mut self, callback: Callback) {
-        match self.first {
-            None => self.first = Some(callback),
-            Some(_) => self.more.push(callback),
-        }
-    }
-}
-
-impl IntoIterator for Callbacks {
-    type Item = Callback;
-    type IntoIter = std::iter::Chain<std::option::IntoIter<Callback>, std::vec::IntoIter<Callback>>;
-
-    fn into_iter(self) -> Self::IntoIter {
-        self.first.into_iter().chain(self.more)
-    }
-}
-
-#[derive(Debug, Default)]
-struct State {
-    callbacks: Callbacks,
-    /// The message that it was cancelled with.
-    message: Option<Py<PyAny>>,
-}
-
-/// A future-like object without a result; see the module's text. The flags change while the interpreter is
-/// attached; they are outside the lock because it costs more than all the rest of them.
-#[pyclass(frozen, weakref, module = "headrace._headrace")]
+/// See the module's text. The flags change on the loop's thread.
 #[derive(Debug)]
 pub(crate) struct Waiter {
     hub: Arc<Hub>,
-    done: AtomicBool,
-    cancelled: AtomicBool,
-    /// Whether there are callbacks.
-    awaited: AtomicBool,
-    state: Mutex<State>,
+    future: Mutex<Py<PyAny>>,
+    /// Somebody was given the future and has not been told since.
+    given: AtomicBool,
+    /// The future is done, and another is needed for who waits next.
+    spent: AtomicBool,
 }
 
 impl Waiter {
-    pub(crate) fn new(hub: Arc<Hub>) -> Self {
-        let [done, cancelled, awaited] = [false; 3].map(AtomicBool::new);
-        Self { hub, done, cancelled, awaited, state: Mutex::default() }
+    pub(super) fn new(py: Python<'_>, hub: Arc<Hub>) -> PyResult<Self> {
+        let future = Mutex::new(hub.new_future(py)?);
+        let [given, spent] = [false; 2].map(AtomicBool::new);
+        Ok(Self { hub, future, given, spent })
     }
 
-    /// Makes it ready to be awaited anew.
-    pub(crate) fn arm(&self) {
-        self.done.store(false, Ordering::Relaxed);
-        self.cancelled.store(false, Ordering::Relaxed);
+    /// Whether it can be given out as it is.
+    pub(super) fn is_free(&self) -> bool {
+        !self.is_given() && !self.spent.load(Ordering::Relaxed)
     }
 
-    /// Whether somebody awaits it.
-    pub(crate) fn is_awaited(&self) -> bool {
-        !self.done() && self.awaited.load(Ordering::Relaxed)
+    /// Whether somebody was given it who has not been told.
+    pub(super) fn is_given(&self) -> bool {
+        self.given.load(Ordering::Relaxed)
     }
 
-    /// Whom to tell that it is done; nobody if they have been told.
-    fn finish(&self) -> Option<Callbacks> {
-        if self.done.swap(true, Ordering::Relaxed) {
-            return None;
+    /// The future, to be awaited. Runs no Python.
+    pub(super) fn give(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        let future = self.future(py);
+        // What `yield from future` would set, which says that it is not merely yielded.
+        future.setattr(intern!(py, "_asyncio_future_blocking"), true)?;
+        self.given.store(true, Ordering::Relaxed);
+        Ok(future.unbind())
+    }
+
+    /// Makes it free. False if somebody awaits it. Runs Python, so no lock may be held.
+    pub(super) fn prepare(&self, py: Python<'_>) -> PyResult<bool> {
+        if self.is_given() {
+            let future = self.future(py);
+            if is_done(&future)? {
+                // Cancelled with the task that awaited it.
+                self.spent.store(true, Ordering::Relaxed);
+            } else if !matches!(Callbacks::of(&future)?, Callbacks::None) {
+                return Ok(false);
+            }
+            self.given.store(false, Ordering::Relaxed);
         }
-        self.awaited.store(false, Ordering::Relaxed);
-        Some(std::mem::take(&mut self.state.lock().callbacks))
-    }
-
-    /// Completes it and runs what awaits it: tasks, which look at what they are given for a result. CPython's
-    /// do that many times faster with a future of its own kind, so they are given one that is done.
-    pub(crate) fn complete(slf: &Bound<'_, Self>) -> PyResult<()> {
-        let py = slf.py();
-        for (callback, context) in slf.get().finish().unwrap_or_default() {
-            let done = &slf.get().hub.done;
-            match context {
-                Some(context) => context.call_method1(py, pyo3::intern!(py, "run"), (callback, done))?,
-                None => callback.call1(py, (done,))?,
-            };
-        }
-        Ok(())
-    }
-}
-
-impl Waiter {
-    /// Completes it; what awaits it runs at the loop's next turn. For callers inside a task.
-    pub(crate) fn complete_soon(slf: &Bound<'_, Self>) -> PyResult<()> {
-        let this = slf.get();
-        for (callback, context) in this.finish().unwrap_or_default() {
-            this.call_soon(slf, callback, context)?;
-        }
-        Ok(())
-    }
-}
-
-#[pymethods]
-impl Waiter {
-    /// Tells tasks that it was awaited and not merely yielded, which never happens to it. So it keeps no note
-    /// of what they set it to.
-    #[getter]
-    #[expect(clippy::unused_self, reason = "an attribute of futures")]
-    const fn _asyncio_future_blocking(&self) -> bool {
-        true
-    }
-
-    #[setter(_asyncio_future_blocking)]
-    #[expect(clippy::unused_self, reason = "an attribute of futures")]
-    fn set_blocking(&self, _blocking: &Bound<'_, PyAny>) {}
-
-    fn get_loop<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        self.hub.event_loop(py)
-    }
-
-    #[pyo3(signature = (callback, *, context=None))]
-    fn add_done_callback(
-        slf: &Bound<'_, Self>,
-        callback: Py<PyAny>,
-        context: Option<Py<PyAny>>,
-    ) -> PyResult<()> {
-        let this = slf.get();
-        if this.done() {
-            return this.call_soon(slf, callback, context);
-        }
-        this.awaited.store(true, Ordering::Relaxed);
-        this.state.lock().callbacks.push((callback, context));
-        Ok(())
-    }
-
-    fn remove_done_callback(slf: &Bound<'_, Self>, callback: &Bound<'_, PyAny>) -> PyResult<usize> {
-        let (mut kept, mut removed) = (Vec::new(), Vec::new());
-        let callbacks = std::mem::take(&mut slf.get().state.lock().callbacks);
-        for entry in callbacks {
-            // Comparing calls into Python, so the lock is not held.
-            if entry.0.bind(slf.py()).eq(callback)? { removed.push(entry) } else { kept.push(entry) }
-        }
-        let mut state = slf.get().state.lock();
-        kept.into_iter().for_each(|entry| state.callbacks.push(entry));
-        slf.get().awaited.store(!state.callbacks.is_empty(), Ordering::Relaxed);
-        Ok(removed.len())
-    }
-
-    #[pyo3(signature = (msg=None))]
-    fn cancel(slf: &Bound<'_, Self>, msg: Option<Py<PyAny>>) -> PyResult<bool> {
-        let this = slf.get();
-        let Some(callbacks) = this.finish() else { return Ok(false) };
-        this.cancelled.store(true, Ordering::Relaxed);
-        this.state.lock().message = msg;
-        for (callback, context) in callbacks {
-            this.call_soon(slf, callback, context)?;
+        if self.spent.load(Ordering::Relaxed) {
+            let fresh = self.hub.new_future(py)?;
+            let old = std::mem::replace(&mut *self.future.lock(), fresh);
+            self.spent.store(false, Ordering::Relaxed);
+            drop(old);
         }
         Ok(true)
     }
 
-    fn cancelled(&self) -> bool {
-        self.cancelled.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn done(&self) -> bool {
-        self.done.load(Ordering::Relaxed)
-    }
-
-    fn result(&self, py: Python<'_>) -> PyResult<()> {
-        if self.cancelled() {
-            let message = self.state.lock().message.as_ref().map(|message| message.clone_ref(py));
-            return Err(match message {
-                Some(message) => CancelledError::new_err((message,)),
-                None => CancelledError::new_err(()),
-            });
+    /// Runs what awaits it. False if nothing does. Not for callers inside a task.
+    pub(crate) fn complete(&self, py: Python<'_>) -> PyResult<bool> {
+        if !self.is_given() {
+            return Ok(false);
         }
-        if self.done() { Ok(()) } else { Err(PyValueError::new_err("the waiter is not done")) }
-    }
-
-    fn exception(&self, py: Python<'_>) -> PyResult<()> {
-        self.result(py)
-    }
-
-    fn __await__(slf: Py<Self>) -> Py<Self> {
-        slf
-    }
-
-    fn __iter__(slf: Py<Self>) -> Py<Self> {
-        slf
-    }
-
-    /// Awaited directly: yields itself until it is done.
-    fn __next__(slf: &Bound<'_, Self>) -> PyResult<Option<Py<Self>>> {
-        let this = slf.get();
-        if this.done() {
-            this.result(slf.py())?;
-            return Ok(None);
+        self.given.store(false, Ordering::Relaxed);
+        let future = self.future(py);
+        let callbacks = Callbacks::of(&future)?;
+        let (first, others) = match callbacks {
+            Callbacks::Some(first, others) => (first, others),
+            Callbacks::None | Callbacks::Unknown => return self.complete_soon(&future),
+        };
+        for (callback, _) in std::iter::once(&first).chain(&others) {
+            future.call_method1(intern!(py, "remove_done_callback"), (callback,))?;
         }
-        Ok(Some(slf.clone().unbind()))
+        // Tasks look at what they are given for a result. Of several one could still cancel the future, which
+        // must then not be awaited again.
+        let is_used_again = self.hub.uses_futures_again && others.is_empty();
+        let done = if is_used_again { self.hub.done.bind(py).clone() } else { self.finish(&future)? };
+        let mut result = Ok(());
+        for (callback, context) in std::iter::once(&first).chain(&others) {
+            result = result.and(run_in_context(context, callback, &done));
+        }
+        result.map(|()| true)
+    }
+
+    /// Completes the future, for who awaits it in a way of their own or not yet.
+    fn complete_soon(&self, future: &Bound<'_, PyAny>) -> PyResult<bool> {
+        let was_cancelled = is_done(future)?;
+        self.spent.store(true, Ordering::Relaxed);
+        if !was_cancelled {
+            self.finish(future)?;
+        }
+        Ok(!was_cancelled)
+    }
+
+    fn finish<'py>(&self, future: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+        let py = future.py();
+        self.spent.store(true, Ordering::Relaxed);
+        future.call_method1(intern!(py, "set_result"), (py.None(),))?;
+        Ok(future.clone())
+    }
+
+    fn future<'py>(&self, py: Python<'py>) -> Bound<'py, PyAny> {
+        self.future.lock().bind(py).clone()
     }
 }
 
-impl Waiter {
-    fn call_soon(
-        &self,
-        slf: &Bound<'_, Self>,
-        callback: Py<PyAny>,
-        context: Option<Py<PyAny>>,
-    ) -> PyResult<()> {
-        let py = slf.py();
-        let event_loop = self.hub.event_loop(py)?;
-        let options = PyDict::new(py);
-        if let Some(context) = context {
-            options.set_item("context", context)?;
-        }
-        event_loop.call_method("call_soon", (callback, slf), Some(&options))?;
-        Ok(())
+fn is_done(future: &Bound<'_, PyAny>) -> PyResult<bool> {
+    future.call_method0(intern!(future.py(), "done"))?.is_truthy()
+}
+
+/// A function to call and the context to call it in.
+type Callback<'py> = (Bound<'py, PyAny>, Bound<'py, PyAny>);
+
+/// Who awaits a future: nearly always one task.
+enum Callbacks<'py> {
+    None,
+    Some(Callback<'py>, Vec<Callback<'py>>),
+    /// The loop has futures of a kind that does not say.
+    Unknown,
+}
+
+impl<'py> Callbacks<'py> {
+    fn of(future: &Bound<'py, PyAny>) -> PyResult<Self> {
+        let Some(list) = future.getattr_opt(intern!(future.py(), "_callbacks"))? else {
+            return Ok(Self::Unknown);
+        };
+        let Ok(list) = list.cast_into::<PyList>() else { return Ok(Self::None) };
+        let callback = |entry: Bound<'py, PyAny>| {
+            let entry = entry.cast_into::<PyTuple>()?;
+            Ok::<_, PyErr>((entry.get_item(0)?, entry.get_item(1)?))
+        };
+        let mut entries = list.iter();
+        let Some(first) = entries.next() else { return Ok(Self::None) };
+        Ok(Self::Some(callback(first)?, entries.map(callback).collect::<PyResult<_>>()?))
     }
 }
 
-/// An awaitable that gives the loop one turn.
+/// An awaitable that hands its task one thing to wait for: what a [`Waiter`] gives, or `None` for a turn of
+/// the loop.
 #[pyclass(frozen, module = "headrace._headrace")]
-#[derive(Debug, Default)]
-pub(crate) struct Turn(Mutex<bool>);
+#[derive(Debug)]
+pub(crate) struct Pause(Mutex<Option<Py<PyAny>>>);
+
+impl Pause {
+    pub(crate) const fn new(on: Py<PyAny>) -> Self {
+        Self(Mutex::new(Some(on)))
+    }
+}
 
 #[pymethods]
-impl Turn {
+impl Pause {
     fn __await__(slf: Py<Self>) -> Py<Self> {
         slf
     }
 
-    fn __next__(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
-        let mut given = self.0.lock();
-        if std::mem::replace(&mut *given, true) {
-            return Ok(None);
-        }
-        Ok(Some(py.None()))
+    fn __next__(&self) -> Option<Py<PyAny>> {
+        self.0.lock().take()
     }
 }
 

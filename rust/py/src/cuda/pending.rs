@@ -63,11 +63,14 @@ impl Pending {
         }
         let (work, parking) = {
             let mut state = self.state.lock();
-            if state.parking.as_ref().is_some_and(Parking::is_awaited) {
-                return Err(already_awaited(self.what));
-            }
             (state.work.take(), state.parking.take())
         };
+        if let Some(awaited) = parking.as_ref().filter(|parking| parking.is_given())
+            && !awaited.prepare(py)?
+        {
+            *self.state.lock() = State { work, parking };
+            return Err(already_awaited(self.what));
+        }
         let mut work = work.ok_or_else(|| already_awaited(self.what))?;
         let parking = parking.map_or_else(|| self.hub.parking(py), Ok)?;
         let waker = parking.waker().clone();
@@ -79,9 +82,9 @@ impl Pending {
         });
         match polled {
             Poll::Pending => {
-                let waiter = parking.arm(py);
-                *self.state.lock() = State { work, parking: Some(parking) };
-                Ok(Err(waiter))
+                let (parking, waits) = self.hub.wait(py, Some(parking), self.what);
+                *self.state.lock() = State { work, parking };
+                waits.map(Err)
             }
             Poll::Ready(made) => {
                 self.hub.recycle(parking);

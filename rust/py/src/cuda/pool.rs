@@ -313,9 +313,9 @@ impl StreamPool {
     fn _stop(&self, stopped: bool) -> PyResult<()> {
         let simulation = self.simulation()?;
         if stopped {
-            simulation.stop()
+            simulation.stop();
         } else {
-            simulation.go_on()
+            simulation.go_on();
         }
         Ok(())
     }

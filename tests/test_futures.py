@@ -1,0 +1,284 @@
+"""What tasks await is a future of their loop. Loops have futures of several kinds, and each wait must end on all
+of them: asyncio's own, which are awaited again and again; those that know who awaits them, as from Python 3.14
+on, which are awaited once; those that do not say who awaits them; and those written in Python, with such tasks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import weakref
+from typing import Any
+
+import headrace as hr
+import pytest
+
+from batches import batching, double_async
+from streams import pooled, stopped
+from support import GUARD, eventually, serving
+
+
+class Knowing(asyncio.Future):  # type: ignore[type-arg]
+    """As from Python 3.14 on."""
+
+    _asyncio_awaited_by: Any = None
+
+
+class Silent(asyncio.Future):  # type: ignore[type-arg]
+    """One of another library."""
+
+    @property
+    def _callbacks(self) -> Any:
+        raise AttributeError
+
+
+class Loop(asyncio.SelectorEventLoop):
+    def __init__(self, kind: Any, task: Any) -> None:
+        super().__init__()
+        self.kind = kind
+        self.count = 0
+        self.made: weakref.WeakSet[Any] = weakref.WeakSet()
+        if task is not None:
+            self.set_task_factory(lambda loop, coroutine, **names: task(coroutine, loop=loop, **names))
+
+    def create_future(self) -> Any:
+        future = self.kind(loop=self)
+        self.made.add(future)
+        self.count += 1
+        return future
+
+
+KINDS = {
+    "asyncio's": lambda: Loop(asyncio.Future, None),
+    "knowing": lambda: Loop(Knowing, None),
+    "silent": lambda: Loop(Silent, None),
+    "python's": lambda: Loop(asyncio.futures._PyFuture, asyncio.tasks._PyTask),  # type: ignore[attr-defined]
+}
+
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def run(kind: str, main: Any) -> None:
+    with asyncio.Runner(loop_factory=KINDS[kind]) as runner:
+        runner.run(asyncio.wait_for(main(), GUARD))
+
+
+class Gates:
+    """An engine that yields when it is told to, and numbers that callers send it."""
+
+    def __init__(self) -> None:
+        self.gates: asyncio.Queue[int] = asyncio.Queue()
+
+    async def generate(self, request: Any, ctx: hr.Context) -> Any:
+        while (number := await self.gates.get()) >= 0:
+            yield number
+
+
+@every_kind
+def test_items_that_come_one_by_one_are_read_one_by_one(kind):
+    async def main():
+        engine = Gates()
+        async with serving(engine.generate) as (_, router):
+            stream = await router.generate(None)
+            for number in range(20):
+                waiting = asyncio.ensure_future(anext(stream))
+                await asyncio.sleep(0)
+                with pytest.raises(RuntimeError, match="already"):
+                    await anext(stream)
+                engine.gates.put_nowait(number)
+                assert await waiting == number
+            engine.gates.put_nowait(-1)
+            assert await stream.collect() == []
+
+    run(kind, main)
+
+
+@every_kind
+def test_more_than_there_is_credit_for_is_sent_both_ways(kind):
+    async def echo(request, ctx: hr.Context):
+        async for item in ctx.requests:
+            yield item
+
+    async def many():
+        for number in range(3000):
+            yield bytes([number % 256]) * 1000
+
+    async def main():
+        async with serving(echo) as (_, router):
+            stream = await router.generate(many())
+            # Nobody reads yet: both wait for credit.
+            await asyncio.sleep(0.01)
+            assert [item[0] async for item in stream] == [number % 256 for number in range(3000)]
+
+    run(kind, main)
+
+
+@every_kind
+def test_a_reader_that_is_cancelled_as_its_item_comes_leaves_the_others_alone(kind):
+    async def main():
+        gates = [asyncio.Event() for _ in range(12)]
+
+        async def when_open(request):
+            await gates[request].wait()
+            yield request
+
+        async with serving(when_open, concurrency=4) as (_, router):
+            for first in range(0, 12, 4):
+                numbers = range(first, first + 4)
+                streams = [await router.generate(number) for number in numbers]
+                waiting = [asyncio.ensure_future(anext(stream)) for stream in streams]
+                await asyncio.sleep(0)
+                for number in numbers:
+                    gates[number].set()
+                waiting[0].cancel()
+                await asyncio.wait(waiting)
+                assert waiting[0].cancelled()
+                assert [each.result() for each in waiting[1:]] == list(numbers)[1:]
+
+    run(kind, main)
+
+
+@every_kind
+def test_a_batcher_answers_those_who_wait_and_cancels_those_who_left(kind):
+    async def main():
+        async with batching(double_async, max_batch_size=8) as batcher:
+
+            async def submit(number: int) -> int:
+                return await batcher.submit(number)
+
+            for _ in range(5):
+                assert await asyncio.gather(*map(submit, range(50))) == [2 * n for n in range(50)]
+            assert await batcher.map(range(100)) == [2 * n for n in range(100)]
+            batcher.pause()
+            left = asyncio.ensure_future(submit(1))
+            stays = asyncio.ensure_future(submit(2))
+            await asyncio.sleep(0)
+            left.cancel()
+            await asyncio.wait([left])
+            batcher.resume()
+            assert left.cancelled() and await stays == 4
+
+    run(kind, main)
+
+
+@every_kind
+def test_what_was_given_to_nobody_is_no_wait(kind):
+    async def main():
+        gate = asyncio.Event()
+
+        async def when_open(batch):
+            await gate.wait()
+            return list(batch)
+
+        async with batching(when_open) as batcher:
+            submission = batcher.submit(1)
+            # Whoever drives it by hand and then goes away is no obstacle to who awaits it.
+            future = next(submission.__await__())
+            assert asyncio.isfuture(future) and not future.done()
+            if kind != "silent":
+                waiting = asyncio.ensure_future(_wait(submission))
+                await asyncio.sleep(0)
+                gate.set()
+                assert await waiting == 1
+            else:
+                gate.set()
+                await eventually(submission.done)
+                assert await submission == 1
+
+    run(kind, main)
+
+
+@every_kind
+def test_who_listens_to_a_future_only_later_is_told(kind):
+    async def main():
+        async with batching(double_async) as batcher:
+            submission = batcher.submit(1)
+            future = next(submission.__await__())
+            await eventually(submission.done)
+            told = asyncio.Event()
+            future.add_done_callback(lambda _: told.set())
+            await told.wait()
+            assert await submission == 2
+
+    run(kind, main)
+
+
+@every_kind
+def test_the_same_can_be_awaited_again_after_it_was_cancelled(kind):
+    async def main():
+        async with pooled(max_streams=1) as pool, pool.lease() as stream:
+            with stopped(pool):
+                stream.spin(1)
+                event = stream.record_event()
+                for _ in range(3):
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(_wait(event), 0.001)
+            await event
+
+    run(kind, main)
+
+
+@every_kind
+def test_workers_of_a_batcher_that_are_cancelled_while_they_wait_lose_no_batch(kind):
+    async def main():
+        async with batching(double_async) as batcher:
+            assert await batcher.submit(1) == 2
+            mine = {asyncio.current_task()}
+            for _ in range(3):
+                for task in asyncio.all_tasks() - mine:
+                    if "_serve" in repr(task.get_coro()):
+                        task.cancel()
+                # The worker does not know yet, and an item comes in the same turn.
+                assert await batcher.submit(2) == 4
+
+    run(kind, main)
+
+
+def test_futures_that_know_who_awaits_them_are_done_when_that_goes_on():
+    with asyncio.Runner(loop_factory=KINDS["knowing"]) as runner:
+        loop = runner.get_loop()
+        assert isinstance(loop, Loop)
+
+        async def main():
+            engine = Gates()
+            async with serving(engine.generate) as (_, router):
+                stream = await router.generate(None)
+                for number in range(100):
+                    waiting = asyncio.ensure_future(anext(stream))
+                    await asyncio.sleep(0)
+                    engine.gates.put_nowait(number)
+                    await waiting
+                gc.collect()
+                # Those that are left are as few as there are places to wait.
+                left = [future for future in loop.made if not future.done()]
+                assert len(left) < 20
+                stream.kill()
+
+        runner.run(asyncio.wait_for(main(), GUARD))
+
+
+@pytest.mark.parametrize("kind", ["asyncio's", "knowing"])
+def test_a_wait_takes_a_new_future_only_where_the_last_cannot_be_used_again(kind):
+    with asyncio.Runner(loop_factory=KINDS[kind]) as runner:
+        loop = runner.get_loop()
+        assert isinstance(loop, Loop)
+
+        async def main():
+            async with batching(double_async) as batcher:
+                await batcher.submit(1)
+                before = loop.count
+                for number in range(100):
+                    assert await batcher.submit(number) == 2 * number
+                if hasattr(loop.create_future(), "_asyncio_awaited_by"):
+                    # One for who submits, and one for the task that runs the function.
+                    assert loop.count - before >= 200
+                else:
+                    # Places to wait are used in turns.
+                    assert loop.count - before <= 5
+
+        runner.run(asyncio.wait_for(main(), GUARD))
+
+
+async def _wait(awaitable: Any) -> Any:
+    return await awaitable
