@@ -89,7 +89,7 @@ impl<T: Send + 'static, P: Reply<T>> Coordinator<T, P> {
         let mut state = self.shared.lock();
         match state.queue.push(item, reply, asked, now_ns) {
             Ok(ticket) => {
-                self.shared.follow(state, Cause::Arrival, Vec::new());
+                self.shared.arrived(state, ticket);
                 Ok(ticket)
             }
             Err((item, reply, reason)) => {

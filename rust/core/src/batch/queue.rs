@@ -443,6 +443,11 @@ impl<T, P> Queue<T, P> {
         self.deadlines.first_ns(&self.slab).min(ripe_ns).min(hung_ns)
     }
 
+    /// When an item's time is over; [`NEVER`] if that has no bound, or there is no such item.
+    pub(super) fn until_ns(&self, ticket: Ticket) -> u64 {
+        self.slab.find(ticket).map_or(NEVER, |index| self.slab[index].until_ns)
+    }
+
     pub(super) fn predict_ns(&self, size: usize, now_ns: u64) -> Option<u64> {
         let idle_ns = if self.flights.is_empty() { now_ns - self.idle_since_ns.min(now_ns) } else { 0 };
         self.estimate.predict_ns(size, idle_ns)

@@ -14,6 +14,7 @@ use super::queue::{Decided, End, Phase, Queue};
 #[cfg(not(headrace_model))]
 use super::stats::BatchStats;
 use super::sync::{Condvar, Mutex, MutexGuard};
+use super::terms::Ticket;
 use super::timer::{self, Named, Timed};
 #[cfg(not(headrace_model))]
 use crate::metrics::batch as metrics;
@@ -108,6 +109,15 @@ impl<T: Send + 'static, P: Reply<T>> Shared<T, P> {
         drop(state);
         self.act(&todo);
         tell_all(decided);
+    }
+
+    /// Releases the lock after an item has come. Most come to workers that are busy or have been told of an
+    /// earlier one, and are not the first whose time is over; then there is nothing to do.
+    pub(super) fn arrived(&self, state: MutexGuard<'_, State<T, P>>, ticket: Ticket) {
+        let follows = state.worker_free() || state.queue.wants_room;
+        if follows || !state.named.covers(state.queue.until_ns(ticket)) {
+            self.follow(state, Cause::Arrival, Vec::new());
+        }
     }
 
     fn todo(&self, state: &mut State<T, P>, cause: Cause) -> Todo {

@@ -31,6 +31,11 @@ impl Named {
         earlier
     }
 
+    /// Whether a time has been named that is no later.
+    pub(super) fn covers(&self, at_ns: u64) -> bool {
+        at_ns >= self.0.last().copied().unwrap_or(NEVER)
+    }
+
     /// Times that have come are to be named again.
     pub(super) fn pass(&mut self, now_ns: u64) {
         while self.0.last().is_some_and(|&at_ns| at_ns <= now_ns) {
