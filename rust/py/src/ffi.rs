@@ -2,9 +2,11 @@
 //! it relies on.
 #![allow(unsafe_code, reason = "this is the file for it")]
 
+use std::cell::RefCell;
 use std::ffi::c_int;
 use std::mem::ManuallyDrop;
 use std::ops::{Deref, DerefMut};
+use std::thread::ThreadId;
 
 use bytes::Bytes;
 use pyo3::buffer::PyUntypedBuffer;
@@ -14,7 +16,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyTuple, PyType};
 
-use crate::runtime::is_forked;
+use crate::runtime::{is_forked, this_thread};
 
 /// Raises `StopIteration(value)` as the interpreter expects it from an iterator's `__next__`: the caller
 /// returns "no value" right after. It saves the boxed, lazily built error of `PyStopIteration::new_err`.
@@ -234,6 +236,38 @@ impl Contiguous {
             // SAFETY: as in `read_into`, the other way; the view is writable.
             unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), self.0.buf_ptr().cast::<u8>(), bytes) };
         }
+    }
+}
+
+/// What only one thread looks at: that of a loop. A lock would cost more than most of what is done under it.
+pub(crate) struct LoopCell<T> {
+    thread: ThreadId,
+    value: RefCell<T>,
+}
+
+// SAFETY: but for whoever has it to themselves (`drop`), which may be any thread because the value is `Send`, only
+// `with` touches the value, and it does so on one thread. Ids of threads are not used again.
+unsafe impl<T: Send> Sync for LoopCell<T> {}
+
+impl<T> LoopCell<T> {
+    /// For this thread.
+    pub(crate) const fn new(thread: ThreadId, value: T) -> Self {
+        Self { thread, value: RefCell::new(value) }
+    }
+
+    /// Looks at the value; `None` on another thread, and inside another look.
+    pub(crate) fn with<R>(&self, look: impl FnOnce(&mut T) -> R) -> Option<R> {
+        if this_thread() != self.thread {
+            return None;
+        }
+        self.value.try_borrow_mut().ok().map(|mut value| look(&mut value))
+    }
+}
+
+impl<T> std::fmt::Debug for LoopCell<T> {
+    /// Says nothing of the value: this may be any thread.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LoopCell").field("thread", &self.thread).finish_non_exhaustive()
     }
 }
 

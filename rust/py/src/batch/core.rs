@@ -109,6 +109,8 @@ pub(crate) struct Core {
     /// How many batches run on the loop at once.
     workers: AtomicUsize,
     crew: Mutex<Crew>,
+    /// How many of its functions run with a mark in their context.
+    pub(super) marks: AtomicUsize,
     /// Maps that have more than there was room for.
     feeders: Mutex<Vec<Arc<Gather>>>,
     takers: Mutex<Vec<Py<Flag>>>,
@@ -184,6 +186,7 @@ impl Core {
             notices: Arc::clone(&notices),
             workers: AtomicUsize::new(config.workers),
             crew: Mutex::default(),
+            marks: AtomicUsize::new(0),
             feeders: Mutex::default(),
             takers: Mutex::default(),
             quiet: Mutex::default(),

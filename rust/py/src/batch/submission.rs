@@ -1,27 +1,26 @@
 //! `Submission`: what `submit` returns, one item's answer as an awaitable. The queue holds the [`Answer`] and not
 //! what is awaited, so that an item whose awaitable nobody holds any more is cancelled.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use headrace::batch::Ticket;
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use pyo3::prelude::*;
 
 use super::core::Core;
 use super::reply::{Ended, Thing, read};
+use crate::bridge::hub::elsewhere;
 use crate::bridge::parking::Parking;
 use crate::bridge::waiter::already_awaited;
-use crate::ffi::raise_stop_iteration;
+use crate::ffi::{LoopCell, raise_stop_iteration};
 use crate::response::thrown;
 use crate::runtime::{check_fork, is_forked};
 use crate::sink::Sink;
 
+/// Who is to be told: one who awaits it, or a request.
 #[derive(Debug, Default)]
-struct State {
-    ended: Option<Ended>,
-    /// An item that its function did not take, for the loop to drop.
-    item: Option<Thing>,
+struct Asks {
     parking: Option<Parking>,
     answering: Option<Answering>,
 }
@@ -51,7 +50,10 @@ pub(crate) struct Answer {
     core: Arc<Core>,
     /// The item's ticket, once it has one; on the loop's thread.
     ticket: AtomicU64,
-    state: Mutex<State>,
+    ended: OnceLock<Ended>,
+    /// An item that its function did not take, for the loop to drop.
+    item: Mutex<Option<Thing>>,
+    asks: LoopCell<Asks>,
 }
 
 /// No ticket: the last generation of the last place, which no queue gets to.
@@ -59,40 +61,44 @@ const NONE: u64 = u64::MAX;
 
 impl Answer {
     pub(super) fn new(core: &Arc<Core>) -> Arc<Self> {
-        Self::with(core, State::default())
+        Self::with(core, Asks::default())
     }
 
     /// The answer of a request, which has no other.
     pub(super) fn of_request(core: &Arc<Core>, answering: Answering) -> Arc<Self> {
-        Self::with(core, State { answering: Some(answering), ..State::default() })
+        Self::with(core, Asks { answering: Some(answering), parking: None })
     }
 
-    fn with(core: &Arc<Core>, state: State) -> Arc<Self> {
-        Arc::new(Self { core: Arc::clone(core), ticket: AtomicU64::new(NONE), state: Mutex::new(state) })
+    fn with(core: &Arc<Core>, asks: Asks) -> Arc<Self> {
+        let (ticket, ended) = (AtomicU64::new(NONE), OnceLock::new());
+        let (item, asks) = (Mutex::default(), core.hub.cell(asks));
+        Arc::new(Self { core: Arc::clone(core), ticket, ended, item, asks })
     }
 
     pub(super) fn admitted(&self, ticket: Ticket) {
         self.ticket.store(ticket.as_u64(), Ordering::Relaxed);
     }
 
+    /// Once; the coordinator sees to that.
     pub(super) fn settle(&self, ended: Ended, item: Option<Thing>) {
-        let mut state = self.state.lock();
-        state.ended = Some(ended);
-        state.item = item;
+        if item.is_some() {
+            *self.item.lock() = item;
+        }
+        let _ = self.ended.set(ended);
     }
 
     /// On the loop's thread, after it was settled.
     pub(super) fn wake(&self, py: Python<'_>) -> PyResult<()> {
-        let (item, parking, answers) = {
-            let mut state = self.state.lock();
-            let answers = state.answering.take().map(|answering| (answering, state.ended.take()));
-            (state.item.take(), state.parking.take(), answers)
-        };
-        drop(item);
-        if let Some((answering, Some(ended))) = answers {
+        let ended = self.ended.get();
+        if !matches!(ended, Some(Ended::Completed(_))) {
+            let item = self.item.lock().take();
+            drop(item);
+        }
+        let Asks { parking, answering } = self.asks.with(std::mem::take).unwrap_or_default();
+        if let (Some(answering), Some(ended)) = (answering, ended) {
             // The request lets go of this when it has been answered.
             self.ticket.store(NONE, Ordering::Relaxed);
-            return answering.send(py, &ended);
+            return answering.send(py, ended);
         }
         let Some(parking) = parking else { return Ok(()) };
         let woken = parking.complete(py);
@@ -103,7 +109,7 @@ impl Answer {
     /// Cancels the item, unless it has been answered.
     fn cancel(&self) -> bool {
         let ticket = self.ticket.load(Ordering::Relaxed);
-        let is_open = ticket != NONE && self.state.lock().ended.is_none();
+        let is_open = ticket != NONE && self.ended.get().is_none();
         is_open && self.core.coordinator.cancel(Ticket::from_u64(ticket))
     }
 }
@@ -147,16 +153,10 @@ impl Submission {
 
     fn __next__(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
         check_fork(py)?;
-        let state = self.0.state.lock();
-        let answer = match &state.ended {
-            Some(Ended::Completed(value)) => Ok(value.clone_ref(py)),
-            Some(_) => Err(()),
-            None => return self.0.park(py, state).map(Some),
-        };
-        drop(state);
-        match answer {
-            Ok(value) => raise_stop_iteration(value.into_bound(py)),
-            Err(()) => Err(self.0.failure(py)),
+        match self.0.ended.get() {
+            Some(Ended::Completed(value)) => raise_stop_iteration(value.bind(py).clone()),
+            Some(ended) => Err(read(py, ended).err().unwrap_or_else(|| already_awaited("this item"))),
+            None => self.0.park(py).map(Some),
         }
     }
 
@@ -188,32 +188,31 @@ impl Submission {
 
     /// Whether it has been answered, or otherwise ended.
     fn done(&self) -> bool {
-        self.0.state.lock().ended.is_some()
+        self.0.ended.get().is_some()
     }
 }
 
 impl Answer {
     /// What to wait for.
-    fn park(&self, py: Python<'_>, mut state: MutexGuard<'_, State>) -> PyResult<Py<PyAny>> {
-        if state.parking.is_none() {
-            state.parking = self.core.hub.spare_parking();
-        }
-        if let Some(parking) = state.parking.as_ref().filter(|parking| parking.is_free()) {
-            return parking.give(py);
-        }
-        let kept = state.parking.take();
-        drop(state);
-        let (parking, waits) = self.core.hub.wait(py, kept, "this item");
-        self.state.lock().parking = parking;
+    fn park(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        let hub = &self.core.hub;
+        let look = |asks: &mut Asks| {
+            if asks.parking.is_none() {
+                asks.parking = hub.spare_parking();
+            }
+            match &asks.parking {
+                Some(parking) if parking.is_free() => parking.give(py).map(Ok),
+                _ => Ok(Err(asks.parking.take())),
+            }
+        };
+        let Some(found) = self.asks.with(look) else { return Err(elsewhere()) };
+        let kept = match found? {
+            Ok(future) => return Ok(future),
+            Err(kept) => kept,
+        };
+        // This may run Python.
+        let (parking, waits) = hub.wait(py, kept, "this item");
+        self.asks.with(|asks| asks.parking = parking);
         waits
-    }
-
-    /// The exception of an item that was not answered. It is made outside the lock, since that runs Python;
-    /// an item ends once, so it can be put back.
-    fn failure(&self, py: Python<'_>) -> PyErr {
-        let Some(ended) = self.state.lock().ended.take() else { return already_awaited("this item") };
-        let error = read(py, &ended).err();
-        self.state.lock().ended = Some(ended);
-        error.unwrap_or_else(|| already_awaited("this item"))
     }
 }

@@ -1,5 +1,5 @@
-//! `Within`: a mark in the context of a function while it runs a batch, one for each batch, by which a submit knows that it comes
-//! from there. Tasks and threads that the function starts inherit the context, and with it the mark. A function
+//! `Within`: a mark in the context of a function while it runs a batch, one for each batch, by which a submit
+//! knows that it comes from there. Tasks and threads that the function starts inherit the context, and with it the mark. A function
 //! that waits for its own batcher, none of whose workers is free, would wait for ever.
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -40,6 +40,7 @@ impl Within {
         task: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, Self>> {
         let task = task.map(|task| task.as_ptr().addr());
+        core.marks.fetch_add(1, Ordering::Relaxed);
         let within = Self { core: Arc::downgrade(core), task, runs: AtomicBool::new(true) };
         let within = Bound::new(py, within)?;
         variable(py)?.call_method1(pyo3::intern!(py, "set"), (&within,))?;
@@ -58,7 +59,17 @@ impl Within {
 impl Within {
     /// The function has returned: what it has started may submit.
     fn leave(&self) {
-        self.runs.store(false, Ordering::Relaxed);
+        if self.runs.swap(false, Ordering::Relaxed)
+            && let Some(core) = self.core.upgrade()
+        {
+            core.marks.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for Within {
+    fn drop(&mut self) {
+        self.leave();
     }
 }
 
@@ -66,6 +77,10 @@ impl Core {
     /// Refuses what a function submits to its own batcher while nobody is free to run it. Whatever it has
     /// started is refused too if it would wait without a bound; perhaps the function does not wait for it.
     pub(super) fn check_within(&self, py: Python<'_>, timeout: Timeout) -> PyResult<()> {
+        if self.marks.load(Ordering::Relaxed) == 0 {
+            // None of its functions runs.
+            return Ok(());
+        }
         match context_value(variable(py)?)? {
             None => Ok(()),
             Some(within) => self.check_mark(within.cast::<Within>()?, timeout),

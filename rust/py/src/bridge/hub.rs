@@ -28,6 +28,7 @@ use super::reader::LinkReader;
 use super::waiter::Waiter;
 use super::wake::Wake;
 use crate::audit::entered_python;
+use crate::ffi::LoopCell;
 use crate::requests::RequestSink;
 use crate::runtime::{is_forked, this_thread};
 use crate::sink::Sink;
@@ -86,6 +87,11 @@ pub(crate) struct Hub {
     abandoned: AtomicBool,
     /// Places to wait that nobody uses, kept for the next call.
     pub(super) spare_parkings: Mutex<Vec<Parking>>,
+}
+
+/// What who uses something of a loop on another thread is told.
+pub(crate) fn elsewhere() -> PyErr {
+    PyRuntimeError::new_err("this belongs to another thread's event loop; make a router for each loop")
 }
 
 impl std::fmt::Debug for Hub {
@@ -179,6 +185,11 @@ impl Hub {
         self.event_loop.call_method0(py, pyo3::intern!(py, "create_future"))
     }
 
+    /// A value that only the loop's thread looks at.
+    pub(crate) const fn cell<T>(&self, value: T) -> LoopCell<T> {
+        LoopCell::new(self.thread, value)
+    }
+
     pub(crate) fn is_loop_thread(&self) -> bool {
         this_thread() == self.thread
     }
@@ -189,12 +200,7 @@ impl Hub {
         if self.closed.load(Ordering::Acquire) {
             return Err(PyRuntimeError::new_err("the event loop that this belongs to has ended"));
         }
-        if !self.is_loop_thread() {
-            return Err(PyRuntimeError::new_err(
-                "this belongs to another thread's event loop; make a router for each loop",
-            ));
-        }
-        Ok(())
+        if self.is_loop_thread() { Ok(()) } else { Err(elsewhere()) }
     }
 
     pub(crate) fn add_target(&self, target: Target) -> Slot {

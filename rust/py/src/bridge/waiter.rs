@@ -12,14 +12,14 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
 
-use super::hub::Hub;
-use crate::ffi::run_in_context;
+use super::hub::{Hub, elsewhere};
+use crate::ffi::{LoopCell, run_in_context};
 
 /// See the module's text. The flags change on the loop's thread.
 #[derive(Debug)]
 pub(crate) struct Waiter {
     hub: Arc<Hub>,
-    future: Mutex<Py<PyAny>>,
+    future: LoopCell<Py<PyAny>>,
     /// Somebody was given the future and has not been told since.
     given: AtomicBool,
     /// The future is done, and another is needed for who waits next.
@@ -28,7 +28,7 @@ pub(crate) struct Waiter {
 
 impl Waiter {
     pub(super) fn new(py: Python<'_>, hub: Arc<Hub>) -> PyResult<Self> {
-        let future = Mutex::new(hub.new_future(py)?);
+        let future = hub.cell(hub.new_future(py)?);
         let [given, spent] = [false; 2].map(AtomicBool::new);
         Ok(Self { hub, future, given, spent })
     }
@@ -45,7 +45,7 @@ impl Waiter {
 
     /// The future, to be awaited. Runs no Python.
     pub(super) fn give(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        let future = self.future(py);
+        let future = self.future(py)?;
         // What `yield from future` would set, which says that it is not merely yielded.
         future.setattr(intern!(py, "_asyncio_future_blocking"), true)?;
         self.given.store(true, Ordering::Relaxed);
@@ -55,7 +55,7 @@ impl Waiter {
     /// Makes it free. False if somebody awaits it. Runs Python, so no lock may be held.
     pub(super) fn prepare(&self, py: Python<'_>) -> PyResult<bool> {
         if self.is_given() {
-            let future = self.future(py);
+            let future = self.future(py)?;
             if is_done(&future)? {
                 // Cancelled with the task that awaited it.
                 self.spent.store(true, Ordering::Relaxed);
@@ -66,7 +66,7 @@ impl Waiter {
         }
         if self.spent.load(Ordering::Relaxed) {
             let fresh = self.hub.new_future(py)?;
-            let old = std::mem::replace(&mut *self.future.lock(), fresh);
+            let old = self.future.with(|future| std::mem::replace(future, fresh));
             self.spent.store(false, Ordering::Relaxed);
             drop(old);
         }
@@ -79,7 +79,7 @@ impl Waiter {
             return Ok(false);
         }
         self.given.store(false, Ordering::Relaxed);
-        let future = self.future(py);
+        let future = self.future(py)?;
         let callbacks = Callbacks::of(&future)?;
         let (first, others) = match callbacks {
             Callbacks::Some(first, others) => (first, others),
@@ -116,8 +116,8 @@ impl Waiter {
         Ok(future.clone())
     }
 
-    fn future<'py>(&self, py: Python<'py>) -> Bound<'py, PyAny> {
-        self.future.lock().bind(py).clone()
+    fn future<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        self.future.with(|future| future.bind(py).clone()).ok_or_else(elsewhere)
     }
 }
 
