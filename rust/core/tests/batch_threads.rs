@@ -123,6 +123,20 @@ fn items_expire_by_themselves() {
     assert!(waited >= Duration::from_millis(5));
 }
 
+#[test]
+fn an_item_with_less_time_than_those_before_it_expires_first() {
+    // Nobody takes anything, as while all workers are busy.
+    let coordinator = Coordinator::<u64, Answer>::new(BatchConfig::default()).unwrap();
+    let wait = |seconds| Terms { timeout: Timeout::After(Duration::from_secs(seconds)), ..Terms::default() };
+    let (sender, others) = channel();
+    for seconds in [600, 300, 900] {
+        coordinator.submit(seconds, Answer(sender.clone()), wait(seconds)).expect("admitted");
+    }
+    let terms = Terms { timeout: Timeout::After(Duration::from_millis(5)), ..Terms::default() };
+    assert!(matches!(call(&coordinator, 0, terms), Outcome::Expired { .. }));
+    assert!(others.try_recv().is_err());
+}
+
 /// Doubles; fails on 13, panics on 99, waits for a word on 77. Notes on which thread it was called.
 struct Doubler {
     calls: Arc<Mutex<Vec<(&'static str, ThreadId)>>>,
