@@ -1,6 +1,7 @@
-"""What tasks await is a future of their loop. Loops have futures of several kinds, and each wait must end on all
-of them: asyncio's own, which are awaited again and again; those that know who awaits them, as from Python 3.14
-on, which are awaited once; those that do not say who awaits them; and those written in Python, with such tasks.
+"""What tasks await is a future of their loop. Loops have futures of several kinds, and each wait must end on
+all of them: asyncio's own, which are awaited again and again; those that know who awaits them, as from Python
+3.14 on, which are awaited once; those that do not say who awaits them; and those written in Python, with such
+tasks.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 import headrace as hr
 import pytest
 
-from batches import batching, double_async
+from batches import Held, batching, double_async
 from streams import pooled, stopped
 from support import GUARD, eventually, serving
 
@@ -200,6 +201,66 @@ def test_who_listens_to_a_future_only_later_is_told(kind):
             future.add_done_callback(lambda _: told.set())
             await told.wait()
             assert await submission == 2
+
+    run(kind, main)
+
+
+@every_kind
+def test_who_steps_an_awaitable_in_a_task_and_awaits_what_it_waits_for_goes_on(kind):
+    async def drive(awaitable):
+        steps = awaitable.__await__()
+        while True:
+            try:
+                future = next(steps)
+            except StopIteration as end:
+                return end.value
+            # As a task does, before it is awaited anew.
+            future._asyncio_future_blocking = False
+            await future
+
+    async def main():
+        held = Held("task", list)
+        async with batching(held.function) as batcher:
+            driving = asyncio.ensure_future(drive(batcher.submit(1)))
+            await asyncio.sleep(0)
+            held.open()
+            assert await driving == 1
+
+    run(kind, main)
+
+
+@every_kind
+def test_a_future_that_somebody_keeps_is_done_when_they_are_told(kind):
+    async def main():
+        held = Held("task", list)
+        async with batching(held.function) as batcher:
+            submission = batcher.submit(1)
+            asyncio.get_running_loop().call_soon(held.open)
+            while True:
+                try:
+                    future = next(submission.__await__())
+                except StopIteration as end:
+                    assert end.value == 1
+                    break
+                assert await asyncio.wait([future]) == ({future}, set())
+
+    run(kind, main)
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS.keys() - {"silent"}))
+def test_a_future_that_was_given_twice_tells_both(kind):
+    async def main():
+        held = Held("task", list)
+        async with batching(held.function) as batcher:
+            submission = batcher.submit(1)
+            early = next(submission.__await__())
+            waiting = asyncio.ensure_future(_wait(submission))
+            await asyncio.sleep(0)
+            held.open()
+            assert await waiting == 1
+            told = asyncio.Event()
+            early.add_done_callback(lambda _: told.set())
+            await told.wait()
 
     run(kind, main)
 

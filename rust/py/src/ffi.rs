@@ -84,6 +84,12 @@ pub(crate) fn run_in_context(
     }
 }
 
+/// How many references to an object there are.
+pub(crate) fn references(object: &Bound<'_, PyAny>) -> isize {
+    // SAFETY: the interpreter is attached, and `object` is live.
+    unsafe { ffi::Py_REFCNT(object.as_ptr()) }
+}
+
 /// What one step of an awaitable's iterator gave.
 pub(crate) enum Sent<'py> {
     /// It has returned this.

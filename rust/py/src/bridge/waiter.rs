@@ -1,7 +1,8 @@
 //! What a task awaits while nothing is ready. It is a future of the loop's own, which CPython's tasks take several
 //! times faster than any other object. Nobody completes it in the ordinary way: who awaits it is taken off it and
 //! run at once, inside the hub's callback, where no task is current. That saves a turn of the loop for each
-//! wake-up, and the future can be awaited again.
+//! wake-up, and the future can be awaited again. Whoever steps an awaitable by hand may keep the future, and look
+//! whether it is done: one that anybody but a task holds is completed like any other.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,10 +11,10 @@ use parking_lot::Mutex;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyList, PyTuple};
+use pyo3::types::{PyCFunction, PyList, PyTuple};
 
 use super::hub::{Hub, elsewhere};
-use crate::ffi::{LoopCell, run_in_context};
+use crate::ffi::{LoopCell, references, run_in_context};
 
 /// See the module's text. The flags change on the loop's thread.
 #[derive(Debug)]
@@ -59,7 +60,10 @@ impl Waiter {
             if is_done(&future)? {
                 // Cancelled with the task that awaited it.
                 self.spent.store(true, Ordering::Relaxed);
-            } else if !matches!(Callbacks::of(&future)?, Callbacks::None) {
+            } else if matches!(Callbacks::of(&future)?, Callbacks::None) {
+                // Who was given it may still await it, and would not be told by what the next one waits for.
+                self.finish(&future)?;
+            } else {
                 return Ok(false);
             }
             self.given.store(false, Ordering::Relaxed);
@@ -80,26 +84,17 @@ impl Waiter {
         }
         self.given.store(false, Ordering::Relaxed);
         let future = self.future(py)?;
-        let callbacks = Callbacks::of(&future)?;
-        let (first, others) = match callbacks {
-            Callbacks::Some(first, others) => (first, others),
-            Callbacks::None | Callbacks::Unknown => return self.complete_soon(&future),
+        let Callbacks::One((callback, context)) = Callbacks::of(&future)? else {
+            return self.complete_soon(&future);
         };
-        for (callback, _) in std::iter::once(&first).chain(&others) {
-            future.call_method1(intern!(py, "remove_done_callback"), (callback,))?;
-        }
-        // Tasks look at what they are given for a result. Of several one could still cancel the future, which
-        // must then not be awaited again.
-        let is_used_again = self.hub.uses_futures_again && others.is_empty();
+        let is_used_again = self.hub.uses_futures_again && is_task_alone(&future, &callback);
+        future.call_method1(intern!(py, "remove_done_callback"), (&callback,))?;
+        // Tasks look at what they are given for a result.
         let done = if is_used_again { self.hub.done.bind(py).clone() } else { self.finish(&future)? };
-        let mut result = Ok(());
-        for (callback, context) in std::iter::once(&first).chain(&others) {
-            result = result.and(run_in_context(context, callback, &done));
-        }
-        result.map(|()| true)
+        run_in_context(&context, &callback, &done).map(|()| true)
     }
 
-    /// Completes the future, for who awaits it in a way of their own or not yet.
+    /// Completes the future, for several, and for who awaits it in a way of their own or not yet.
     fn complete_soon(&self, future: &Bound<'_, PyAny>) -> PyResult<bool> {
         let was_cancelled = is_done(future)?;
         self.spent.store(true, Ordering::Relaxed);
@@ -125,13 +120,23 @@ fn is_done(future: &Bound<'_, PyAny>) -> PyResult<bool> {
     future.call_method0(intern!(future.py(), "done"))?.is_truthy()
 }
 
+/// References to a future that one task awaits: the waiter's, the task's, and that of who asks.
+const REFERENCES_OF_ONE_TASK: isize = 3;
+
+/// Whether one of CPython's own tasks awaits the future, and nobody else has it: whoever steps an awaitable by hand,
+/// or does so in a task and awaits the future in the ordinary way, looks whether the future itself is done.
+fn is_task_alone(future: &Bound<'_, PyAny>, callback: &Bound<'_, PyAny>) -> bool {
+    callback.is_exact_instance_of::<PyCFunction>() && references(future) == REFERENCES_OF_ONE_TASK
+}
+
 /// A function to call and the context to call it in.
 type Callback<'py> = (Bound<'py, PyAny>, Bound<'py, PyAny>);
 
 /// Who awaits a future: nearly always one task.
 enum Callbacks<'py> {
     None,
-    Some(Callback<'py>, Vec<Callback<'py>>),
+    One(Callback<'py>),
+    Several,
     /// The loop has futures of a kind that does not say.
     Unknown,
 }
@@ -142,13 +147,14 @@ impl<'py> Callbacks<'py> {
             return Ok(Self::Unknown);
         };
         let Ok(list) = list.cast_into::<PyList>() else { return Ok(Self::None) };
-        let callback = |entry: Bound<'py, PyAny>| {
-            let entry = entry.cast_into::<PyTuple>()?;
-            Ok::<_, PyErr>((entry.get_item(0)?, entry.get_item(1)?))
-        };
-        let mut entries = list.iter();
-        let Some(first) = entries.next() else { return Ok(Self::None) };
-        Ok(Self::Some(callback(first)?, entries.map(callback).collect::<PyResult<_>>()?))
+        match list.len() {
+            0 => Ok(Self::None),
+            1 => {
+                let entry = list.get_item(0)?.cast_into::<PyTuple>()?;
+                Ok(Self::One((entry.get_item(0)?, entry.get_item(1)?)))
+            }
+            _ => Ok(Self::Several),
+        }
     }
 }
 
