@@ -233,12 +233,10 @@ async def test_an_engine_that_always_raises_tells_everybody_and_does_not_spin(ki
     async with batching(engine) as batcher:
         errors = await gathered(*(collected(batcher.stream(number)) for number in range(1, 9)))
         assert [type(error) for error in errors] == [hr.BatchFailed] * 8
-        # An asynchronous engine looks once more before it waits.
-        assert len(calls) <= 10
-        before = len(calls)
-        for _ in range(20):
+        # An asynchronous engine looks once more before it waits, perhaps after everybody has been told.
+        for _ in range(200):
             await asyncio.sleep(0)
-        assert len(calls) == before
+        assert len(calls) <= 10
 
 
 @each_engine

@@ -445,9 +445,12 @@ def test_pools_of_several_loops_and_threads_know_their_own(loop):
 
 def test_a_forked_child_gets_a_clear_error(tmp_path):
     code = """
-import asyncio, os, sys
+import asyncio, os, sys, warnings
 import headrace as hr
 from headrace import cuda
+
+# From Python 3.12 on it warns of a fork beside threads.
+warnings.simplefilter("ignore", DeprecationWarning)
 
 async def main():
     pool = cuda.StreamPool(backend="sim")
