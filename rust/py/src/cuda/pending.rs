@@ -65,11 +65,11 @@ impl Pending {
             let mut state = self.state.lock();
             (state.work.take(), state.parking.take())
         };
-        if let Some(awaited) = parking.as_ref().filter(|parking| parking.is_given())
-            && !awaited.prepare(py)?
-        {
+        let awaited = parking.as_ref().filter(|parking| parking.is_given());
+        let is_free = awaited.map_or(Ok(true), |parking| parking.prepare(py));
+        if !matches!(is_free, Ok(true)) {
             *self.state.lock() = State { work, parking };
-            return Err(already_awaited(self.what));
+            return Err(is_free.err().unwrap_or_else(|| already_awaited(self.what)));
         }
         let mut work = work.ok_or_else(|| already_awaited(self.what))?;
         let parking = parking.map_or_else(|| self.hub.parking(py), Ok)?;
