@@ -343,3 +343,16 @@ def test_a_wait_takes_a_new_future_only_where_the_last_cannot_be_used_again(kind
 
 async def _wait(awaitable: Any) -> Any:
     return await awaitable
+
+
+@pytest.mark.any_loop
+@pytest.mark.asyncio
+async def test_an_item_awaited_on_another_threads_loop_is_refused_there_and_answered_here():
+    async with batching(double_async) as batcher:
+        batcher.pause()
+        submission = batcher.submit(1)
+        with pytest.raises(RuntimeError, match="another thread"):
+            await asyncio.to_thread(asyncio.run, _wait(submission))
+        waiting = asyncio.ensure_future(_wait(submission))
+        batcher.resume()
+        assert await waiting == 2
