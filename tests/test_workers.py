@@ -15,8 +15,8 @@ import headrace as hr
 import pytest
 from headrace._addresses import Addresses
 
-from pool import Pool, run_pool, serve_pool
-from support import WORKERS, routing, run_script
+from pool import Pool, Starts, run_pool, serve_pool
+from support import WORKERS, eventually, routing, run_script
 
 pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])
 
@@ -178,6 +178,25 @@ async def test_an_import_error_stops_at_once_and_keeps_its_traceback():
     assert "no_such_dependency" in err
     assert err.count("Traceback") == 1
     assert "starts again" not in err
+
+
+async def test_workers_that_fail_together_are_told_of_once(tmp_path):
+    starts = Starts(tmp_path, "wait")
+    async with serve_pool("pool_starts:pid", env=starts.env) as pool:
+        await eventually(lambda: len(starts.pids) == 2)
+        # Both have ended when it looks next.
+        pool.signal(signal.SIGSTOP)
+        starts.how("raise")
+        await eventually(lambda: all(_has_ended(pid) for pid in starts.pids))
+        pool.signal(signal.SIGCONT)
+        code, _, err = await pool.ended()
+    assert code == 1
+    assert err.count("cannot serve") == err.count("Traceback") == 1
+
+
+def _has_ended(pid: int) -> bool:
+    """Whether only its parent knows of it still."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
 
 
 def arguments_and_environment(pid: int) -> str:

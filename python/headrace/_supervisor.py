@@ -171,6 +171,7 @@ class _Supervisor:
         self._drain, self._close, self._kill = asyncio.Event(), asyncio.Event(), asyncio.Event()
         # The tasks that serve end by failing or by being cancelled.
         self._failed = asyncio.Event()
+        self._said_why = False
         self._failure: BaseException | None = None
 
     async def run(self) -> None:
@@ -291,8 +292,10 @@ class _Supervisor:
                 return self._failing(f"{self._name(slot)} cannot serve:\n{failure.text}")
 
     def _failing(self, text: str) -> WorkersFailed:
-        # Said now: the others drain before the exception is raised.
-        say(text)
+        # Said now: the others drain before the exception is raised. What fails meanwhile adds nothing.
+        if not self._said_why:
+            self._said_why = True
+            say(text)
         return WorkersFailed(text)
 
     # --- restarting one after the other ---

@@ -9,7 +9,10 @@ from pathlib import Path
 with open(os.environ["POOL_PIDS"], "a") as pids:
     pids.write(f"{os.getpid()}\n")
 
-match Path(os.environ["POOL_START"]).read_text():
+while (how := Path(os.environ["POOL_START"]).read_text()) == "wait":
+    time.sleep(0.01)
+
+match how:
     case "exit":
         os._exit(7)
     case "hang":
