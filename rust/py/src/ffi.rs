@@ -251,8 +251,8 @@ pub(crate) struct LoopCell<T> {
     value: RefCell<T>,
 }
 
-// SAFETY: but for whoever has it to themselves (`drop`), which may be any thread because the value is `Send`, only
-// `with` touches the value, and it does so on one thread. Ids of threads are not used again.
+// SAFETY: but for whoever has it to themselves (`drop`), which may be any thread because the value is `Send`,
+// only `with` touches the value, and it does so on one thread. Ids of threads are not used again.
 unsafe impl<T: Send> Sync for LoopCell<T> {}
 
 impl<T> LoopCell<T> {

@@ -92,20 +92,20 @@ impl Place {
         found
     }
 
-    /// Locks what has such a place, once that is ready for who waits. Two cannot wait for the same `what`.
-    pub(crate) fn lock_ready<'a, T: AsMut<Self>>(
+    /// Makes the place in what is `locked` ready for who waits. Two cannot wait for the same `what`.
+    pub(crate) fn ready<'a, T: AsMut<Self>>(
         py: Python<'_>,
         hub: &Arc<Hub>,
-        owner: &'a Mutex<T>,
+        mut locked: MutexGuard<'a, T>,
         what: &str,
     ) -> PyResult<MutexGuard<'a, T>> {
-        let mut locked = owner.lock();
         let here = locked.as_mut();
         if here.parking.as_ref().is_some_and(Parking::is_free) {
             return Ok(locked);
         }
         let kept = here.parking.take();
-        // Making it ready may run Python.
+        // What follows may run Python.
+        let owner = MutexGuard::mutex(&locked);
         drop(locked);
         let parking = kept.map_or_else(|| hub.parking(py), Ok)?;
         let is_ready = parking.prepare(py);
@@ -120,7 +120,7 @@ impl Place {
         py: Python<'_>,
         poll: impl FnOnce(&mut Context<'_>) -> Poll<Step>,
     ) -> PyResult<Step> {
-        // `lock_ready` has put it there.
+        // `ready` has put it there.
         let Some(parking) = &self.parking else { return Ok(Step::Turn) };
         match poll(&mut Context::from_waker(parking.waker())) {
             Poll::Ready(step) => Ok(step),
@@ -209,7 +209,7 @@ impl Reading {
         if let Some(feeding) = &self.python.feeding {
             feeding.begin(py)?;
         }
-        let mut inner = Place::lock_ready(py, &self.hub, &self.inner, "this response")?;
+        let mut inner = Place::ready(py, &self.hub, self.inner.lock(), "this response")?;
         if !self.python.asks {
             let Inner { state, place } = &mut *inner;
             return place.step(py, |cx| advance(state, cx, what));

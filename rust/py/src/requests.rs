@@ -215,16 +215,14 @@ impl RequestStream {
 
     fn step(&self, py: Python<'_>) -> PyResult<Step> {
         check_fork(py)?;
-        {
-            let mut inner = self.inner.lock();
-            let Inner { requests: Some(requests), place } = &mut *inner else { return Ok(Step::End) };
-            if let Some(step) = place.take_ready(|| found(requests.try_next())) {
-                return Ok(step);
-            }
+        let mut inner = self.inner.lock();
+        let Inner { requests: Some(requests), place } = &mut *inner else { return Ok(Step::End) };
+        if let Some(step) = place.take_ready(|| found(requests.try_next())) {
+            return Ok(step);
         }
         self.hub.check(py)?;
-        let mut inner = Place::lock_ready(py, &self.hub, &self.inner, "this request")?;
-        let Inner { requests: Some(requests), place } = &mut *inner else { return Ok(Step::End) };
+        let inner = &mut *Place::ready(py, &self.hub, inner, "this request")?;
+        let Inner { requests: Some(requests), place } = inner else { return Ok(Step::End) };
         place.step(py, |cx| requests.poll_next(cx).map(|received| found(received).unwrap_or(Step::End)))
     }
 

@@ -1,6 +1,6 @@
 //! `Within`: a mark in the context of a function while it runs a batch, one for each batch, by which a submit
-//! knows that it comes from there. Tasks and threads that the function starts inherit the context, and with it the mark. A function
-//! that waits for its own batcher, none of whose workers is free, would wait for ever.
+//! knows that it comes from there. Tasks and threads that the function starts inherit the context, and with it
+//! the mark. A function that waits for its own batcher, none of whose workers is free, would wait for ever.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};

@@ -1,8 +1,8 @@
-//! What a task awaits while nothing is ready. It is a future of the loop's own, which CPython's tasks take several
-//! times faster than any other object. Nobody completes it in the ordinary way: who awaits it is taken off it and
-//! run at once, inside the hub's callback, where no task is current. That saves a turn of the loop for each
-//! wake-up, and the future can be awaited again. Whoever steps an awaitable by hand may keep the future, and look
-//! whether it is done: one that anybody but a task holds is completed like any other.
+//! What a task awaits while nothing is ready. It is a future of the loop's own, which CPython's tasks take
+//! several times faster than any other object. Nobody completes it in the ordinary way: who awaits it is taken
+//! off it and run at once, inside the hub's callback, where no task is current. That saves a turn of the loop
+//! for each wake-up, and the future can be awaited again. Whoever steps an awaitable by hand may keep the
+//! future, and look whether it is done: one that anybody but a task holds is completed like any other.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -57,15 +57,12 @@ impl Waiter {
     pub(super) fn prepare(&self, py: Python<'_>) -> PyResult<bool> {
         if self.is_given() {
             let future = self.future(py)?;
-            if is_done(&future)? {
-                // Cancelled with the task that awaited it.
-                self.spent.store(true, Ordering::Relaxed);
-            } else if matches!(Callbacks::of(&future)?, Callbacks::None) {
-                // Who was given it may still await it, and would not be told by what the next one waits for.
-                self.finish(&future)?;
-            } else {
+            // One that is done was cancelled with the task that awaited it.
+            if !is_done(&future)? && !matches!(Callbacks::of(&future)?, Callbacks::None) {
                 return Ok(false);
             }
+            // Who was given it may still await it, and would not be told by what the next one waits for.
+            self.complete_soon(&future)?;
             self.given.store(false, Ordering::Relaxed);
         }
         if self.spent.load(Ordering::Relaxed) {
@@ -84,31 +81,31 @@ impl Waiter {
         }
         self.given.store(false, Ordering::Relaxed);
         let future = self.future(py)?;
-        let Callbacks::One((callback, context)) = Callbacks::of(&future)? else {
-            return self.complete_soon(&future);
+        let (callback, context) = match Callbacks::of(&future)? {
+            Callbacks::One(callback) => callback,
+            Callbacks::None => return self.complete_soon(&future).map(|_| false),
+            Callbacks::Several | Callbacks::Unknown => return self.complete_soon(&future),
         };
         let is_used_again = self.hub.uses_futures_again && is_task_alone(&future, &callback);
         future.call_method1(intern!(py, "remove_done_callback"), (&callback,))?;
         // Tasks look at what they are given for a result.
-        let done = if is_used_again { self.hub.done.bind(py).clone() } else { self.finish(&future)? };
-        run_in_context(&context, &callback, &done).map(|()| true)
+        let done = if is_used_again {
+            self.hub.done.bind(py)
+        } else {
+            self.complete_soon(&future)?;
+            &future
+        };
+        run_in_context(&context, &callback, done).map(|()| true)
     }
 
-    /// Completes the future, for several, and for who awaits it in a way of their own or not yet.
+    /// Completes the future as any other: what awaits it runs at the loop's next turn. False if it is done.
     fn complete_soon(&self, future: &Bound<'_, PyAny>) -> PyResult<bool> {
-        let was_cancelled = is_done(future)?;
-        self.spent.store(true, Ordering::Relaxed);
-        if !was_cancelled {
-            self.finish(future)?;
-        }
-        Ok(!was_cancelled)
-    }
-
-    fn finish<'py>(&self, future: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
         let py = future.py();
         self.spent.store(true, Ordering::Relaxed);
-        future.call_method1(intern!(py, "set_result"), (py.None(),))?;
-        Ok(future.clone())
+        if is_done(future)? {
+            return Ok(false);
+        }
+        future.call_method1(intern!(py, "set_result"), (py.None(),)).map(|_| true)
     }
 
     fn future<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
@@ -123,8 +120,8 @@ fn is_done(future: &Bound<'_, PyAny>) -> PyResult<bool> {
 /// References to a future that one task awaits: the waiter's, the task's, and that of who asks.
 const REFERENCES_OF_ONE_TASK: isize = 3;
 
-/// Whether one of CPython's own tasks awaits the future, and nobody else has it: whoever steps an awaitable by hand,
-/// or does so in a task and awaits the future in the ordinary way, looks whether the future itself is done.
+/// Whether one of CPython's own tasks awaits the future, and nobody else has it: whoever steps an awaitable by
+/// hand, or does so in a task and awaits the future in the ordinary way, looks whether the future is done.
 fn is_task_alone(future: &Bound<'_, PyAny>, callback: &Bound<'_, PyAny>) -> bool {
     callback.is_exact_instance_of::<PyCFunction>() && references(future) == REFERENCES_OF_ONE_TASK
 }
