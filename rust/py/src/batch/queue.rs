@@ -8,7 +8,7 @@ use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use super::asked::Asked;
+use super::asked::{Asked, Item};
 use super::blocking::{Blocked, detached};
 use super::core::{Callbacks, Core};
 use super::flag::Flag;
@@ -30,8 +30,18 @@ use crate::sink::Sink;
 pub(crate) struct BatchQueue(Arc<Core>);
 
 impl BatchQueue {
+    pub(super) const fn core(&self) -> &Arc<Core> {
+        &self.0
+    }
+
     fn check(&self, py: Python<'_>) -> PyResult<()> {
         self.0.hub.check(py)
+    }
+
+    fn admit(&self, py: Python<'_>, item: Item, answer: &Arc<Answer>) -> PyResult<()> {
+        let submitted = self.0.submit_item(item, Waits::One(Arc::clone(answer)));
+        answer.admitted(submitted.map_err(|refused| self.0.refusal(py, &refused))?);
+        Ok(())
     }
 }
 
@@ -74,21 +84,18 @@ impl BatchQueue {
     /// An item's answer, to be awaited.
     #[pyo3(signature = (item, **terms))]
     fn submit<'py>(
-        &self,
-        py: Python<'py>,
+        slf: &Bound<'py, Self>,
         item: Bound<'py, PyAny>,
         terms: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<Bound<'py, Submission>> {
-        self.check(py)?;
+        let (py, this) = (slf.py(), slf.get());
+        this.check(py)?;
         let asked = Asked::of(terms)?;
-        self.0.check_within(py, asked.timeout())?;
-        let item = self.0.item(item, &asked)?;
-        let answer = Answer::new(&self.0);
-        let submission = Bound::new(py, Submission::new(Arc::clone(&answer)))?;
-        let submitted = self.0.submit_item(item, Waits::One(Arc::clone(&answer)));
-        let ticket = submitted.map_err(|refused| self.0.refusal(py, &refused))?;
-        answer.admitted(ticket);
-        self.0.hub.settle(py)?;
+        this.0.check_within(py, asked.timeout())?;
+        let item = this.0.item(item, &asked)?;
+        let submission = Bound::new(py, Submission::new(slf, None))?;
+        this.admit(py, item, submission.get().answer())?;
+        this.0.hub.settle(py)?;
         Ok(submission)
     }
 
@@ -96,23 +103,20 @@ impl BatchQueue {
     /// is called with what there is instead of an answer. Cancelling the request cancels the item.
     #[pyo3(signature = (request, sink, failed, **terms))]
     fn serve(
-        &self,
-        py: Python<'_>,
+        slf: &Bound<'_, Self>,
         request: Bound<'_, PyAny>,
         sink: &Bound<'_, Sink>,
         failed: Py<PyAny>,
         terms: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<()> {
-        self.check(py)?;
-        let item = self.0.item(request, &Asked::of(terms)?)?;
+        let (py, this) = (slf.py(), slf.get());
+        this.check(py)?;
+        let item = this.0.item(request, &Asked::of(terms)?)?;
         let answering = Answering { sink: sink.clone().unbind(), failed };
-        let answer = Answer::of_request(&self.0, answering);
-        let submission = Bound::new(py, Submission::new(Arc::clone(&answer)))?;
-        let submitted = self.0.submit_item(item, Waits::One(Arc::clone(&answer)));
-        let ticket = submitted.map_err(|refused| self.0.refusal(py, &refused))?;
-        answer.admitted(ticket);
+        let submission = Bound::new(py, Submission::new(slf, Some(answering)))?;
+        this.admit(py, item, submission.get().answer())?;
         Sink::bind(sink, submission.into_any().unbind())?;
-        self.0.hub.settle(py)
+        this.0.hub.settle(py)
     }
 
     /// An item's answer, waited for on the calling thread, which is not the loop's.

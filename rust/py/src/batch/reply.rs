@@ -11,7 +11,7 @@ use super::core::Core;
 use super::gathered::Gather;
 use super::stream::Yielded;
 use super::submission::Answer;
-use crate::bridge::hub::Event;
+use crate::bridge::hub::{Event, Hub};
 use crate::errors::batch_error;
 
 /// An item as it waits.
@@ -141,9 +141,9 @@ pub(crate) enum Told {
 }
 
 impl Told {
-    pub(crate) fn wake(self, py: Python<'_>) -> PyResult<()> {
+    pub(crate) fn wake(self, py: Python<'_>, hub: &Hub) -> PyResult<()> {
         match self {
-            Self::One(answer) => answer.wake(py),
+            Self::One(answer) => answer.wake(py, hub),
             Self::Many(gather) => gather.wake(py),
             Self::Stream(stream) => stream.wake(py),
         }

@@ -1,16 +1,16 @@
 //! `Submission`: what `submit` returns, one item's answer as an awaitable. The queue holds the [`Answer`] and not
 //! what is awaited, so that an item whose awaitable nobody holds any more is cancelled.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use headrace::batch::Ticket;
 use parking_lot::Mutex;
 use pyo3::prelude::*;
 
-use super::core::Core;
+use super::queue::BatchQueue;
 use super::reply::{Ended, Thing, read};
-use crate::bridge::hub::elsewhere;
+use crate::bridge::hub::{Hub, elsewhere};
 use crate::bridge::parking::Parking;
 use crate::bridge::waiter::already_awaited;
 use crate::ffi::{LoopCell, raise_stop_iteration};
@@ -18,11 +18,14 @@ use crate::response::thrown;
 use crate::runtime::{check_fork, is_forked};
 use crate::sink::Sink;
 
-/// Who is to be told: one who awaits it, or a request.
+/// What the loop's thread knows of an answer: who is to be told, one who awaits it or a request, and what.
 #[derive(Debug, Default)]
-struct Asks {
+struct Known {
     parking: Option<Parking>,
     answering: Option<Answering>,
+    ended: Option<Ended>,
+    /// An item that its function did not take, to be dropped.
+    item: Option<Thing>,
 }
 
 /// A request that the item is the answer to: nobody awaits it here.
@@ -35,9 +38,8 @@ pub(super) struct Answering {
 
 impl Answering {
     /// Answers the request.
-    fn send(self, py: Python<'_>, ended: &Ended) -> PyResult<()> {
-        let answered = read(py, ended).and_then(|value| self.sink.get().finish_with(value.bind(py)));
-        match answered {
+    fn send(self, py: Python<'_>, answer: PyResult<Py<PyAny>>) -> PyResult<()> {
+        match answer.and_then(|value| self.sink.get().finish_with(value.bind(py))) {
             Err(error) => self.failed.call1(py, (self.sink, error.into_value(py))).map(drop),
             Ok(()) => Ok(()),
         }
@@ -47,32 +49,26 @@ impl Answering {
 /// One item's answer, between whoever resolves it and whoever awaits it.
 #[derive(Debug)]
 pub(crate) struct Answer {
-    core: Arc<Core>,
     /// The item's ticket, once it has one; on the loop's thread.
     ticket: AtomicU64,
-    ended: OnceLock<Ended>,
-    /// An item that its function did not take, for the loop to drop.
-    item: Mutex<Option<Thing>>,
-    asks: LoopCell<Asks>,
+    is_settled: AtomicBool,
+    known: LoopCell<Known>,
+    /// What another thread settled it with, for the loop's.
+    told: Mutex<Option<(Ended, Option<Thing>)>>,
 }
 
 /// No ticket: the last generation of the last place, which no queue gets to.
 const NONE: u64 = u64::MAX;
 
 impl Answer {
-    pub(super) fn new(core: &Arc<Core>) -> Arc<Self> {
-        Self::with(core, Asks::default())
-    }
-
-    /// The answer of a request, which has no other.
-    pub(super) fn of_request(core: &Arc<Core>, answering: Answering) -> Arc<Self> {
-        Self::with(core, Asks { answering: Some(answering), parking: None })
-    }
-
-    fn with(core: &Arc<Core>, asks: Asks) -> Arc<Self> {
-        let (ticket, ended) = (AtomicU64::new(NONE), OnceLock::new());
-        let (item, asks) = (Mutex::default(), core.hub.cell(asks));
-        Arc::new(Self { core: Arc::clone(core), ticket, ended, item, asks })
+    /// For the loop of `hub`; with `answering` that of a request, which has no other.
+    pub(super) fn new(hub: &Hub, answering: Option<Answering>) -> Arc<Self> {
+        Arc::new(Self {
+            ticket: AtomicU64::new(NONE),
+            is_settled: AtomicBool::new(false),
+            known: hub.cell(Known { answering, ..Known::default() }),
+            told: Mutex::default(),
+        })
     }
 
     pub(super) fn admitted(&self, ticket: Ticket) {
@@ -81,36 +77,102 @@ impl Answer {
 
     /// Once; the coordinator sees to that.
     pub(super) fn settle(&self, ended: Ended, item: Option<Thing>) {
-        if item.is_some() {
-            *self.item.lock() = item;
+        let mut outcome = Some((ended, item));
+        self.known.with(|known| {
+            if let Some((ended, item)) = outcome.take() {
+                (known.ended, known.item) = (Some(ended), item);
+            }
+        });
+        if outcome.is_some() {
+            *self.told.lock() = outcome;
         }
-        let _ = self.ended.set(ended);
+        self.is_settled.store(true, Ordering::Release);
+    }
+
+    fn is_settled(&self) -> bool {
+        self.is_settled.load(Ordering::Acquire)
+    }
+
+    /// Finds out what another thread settled it with.
+    fn learn(&self, known: &mut Known) {
+        if known.ended.is_none()
+            && let Some((ended, item)) = self.told.lock().take()
+        {
+            (known.ended, known.item) = (Some(ended), item);
+        }
     }
 
     /// On the loop's thread, after it was settled.
-    pub(super) fn wake(&self, py: Python<'_>) -> PyResult<()> {
-        let ended = self.ended.get();
-        if !matches!(ended, Some(Ended::Completed(_))) {
-            let item = self.item.lock().take();
-            drop(item);
-        }
-        let Asks { parking, answering } = self.asks.with(std::mem::take).unwrap_or_default();
-        if let (Some(answering), Some(ended)) = (answering, ended) {
+    pub(super) fn wake(&self, py: Python<'_>, hub: &Hub) -> PyResult<()> {
+        let found = self.known.with(|known| {
+            self.learn(known);
+            (known.parking.take(), known.answering.take(), known.item.take())
+        });
+        let Some((parking, answering, item)) = found else { return Ok(()) };
+        // This may run Python.
+        drop(item);
+        if let Some(answering) = answering {
             // The request lets go of this when it has been answered.
             self.ticket.store(NONE, Ordering::Relaxed);
-            return answering.send(py, ended);
+            return self.read(py).map_or(Ok(()), |answer| answering.send(py, answer));
         }
         let Some(parking) = parking else { return Ok(()) };
         let woken = parking.complete(py);
-        self.core.hub.recycle(parking);
+        hub.recycle(parking);
         woken.map(drop)
     }
 
-    /// Cancels the item, unless it has been answered.
-    fn cancel(&self) -> bool {
+    /// The answer as Python sees it; `None` before it was settled.
+    fn read(&self, py: Python<'_>) -> Option<PyResult<Py<PyAny>>> {
+        if !self.is_settled() {
+            return None;
+        }
+        let found = self.known.with(|known| {
+            self.learn(known);
+            match &known.ended {
+                Some(Ended::Completed(value)) => Ok(value.clone_ref(py)),
+                _ => Err(known.ended.take()),
+            }
+        });
+        Some(match found {
+            Some(Ok(value)) => Ok(value),
+            Some(Err(Some(ended))) => {
+                // This may run Python, and it may be read again.
+                let answer = read(py, &ended);
+                self.known.with(|known| known.ended = Some(ended));
+                answer
+            }
+            Some(Err(None)) => Err(already_awaited("this item")),
+            None => Err(elsewhere()),
+        })
+    }
+
+    /// The item's ticket, if it waits or runs.
+    fn open_ticket(&self) -> Option<Ticket> {
         let ticket = self.ticket.load(Ordering::Relaxed);
-        let is_open = ticket != NONE && self.ended.get().is_none();
-        is_open && self.core.coordinator.cancel(Ticket::from_u64(ticket))
+        (ticket != NONE && !self.is_settled()).then(|| Ticket::from_u64(ticket))
+    }
+
+    /// What to wait for.
+    fn park(&self, py: Python<'_>, hub: &Arc<Hub>) -> PyResult<Py<PyAny>> {
+        let look = |known: &mut Known| {
+            if known.parking.is_none() {
+                known.parking = hub.spare_parking();
+            }
+            match &known.parking {
+                Some(parking) if parking.is_free() => parking.give(py).map(Ok),
+                _ => Ok(Err(known.parking.take())),
+            }
+        };
+        let Some(found) = self.known.with(look) else { return Err(elsewhere()) };
+        let kept = match found? {
+            Ok(future) => return Ok(future),
+            Err(kept) => kept,
+        };
+        // This may run Python.
+        let (parking, waits) = hub.wait(py, kept, "this item");
+        self.known.with(|known| known.parking = parking);
+        waits
     }
 }
 
@@ -118,25 +180,40 @@ impl Answer {
 /// lets go of it, cancels the item.
 #[pyclass(frozen, weakref, module = "headrace._headrace")]
 #[derive(Debug)]
-pub(crate) struct Submission(Arc<Answer>);
+pub(crate) struct Submission {
+    answer: Arc<Answer>,
+    /// Holds the queue for less than another owner of its core would cost.
+    queue: Py<BatchQueue>,
+}
 
 impl Submission {
-    pub(super) const fn new(answer: Arc<Answer>) -> Self {
-        Self(answer)
+    pub(super) fn new(queue: &Bound<'_, BatchQueue>, answering: Option<Answering>) -> Self {
+        let answer = Answer::new(&queue.get().core().hub, answering);
+        Self { answer, queue: queue.clone().unbind() }
+    }
+
+    pub(super) const fn answer(&self) -> &Arc<Answer> {
+        &self.answer
+    }
+
+    /// Cancels the item, unless it has been answered.
+    fn cancel_if_open(&self) -> bool {
+        let core = self.queue.get().core();
+        self.answer.open_ticket().is_some_and(|ticket| core.coordinator.cancel(ticket))
     }
 
     fn cancel_item(&self, py: Python<'_>) -> PyResult<bool> {
         check_fork(py)?;
-        let cancelled = self.0.cancel();
-        self.0.core.hub.settle(py)?;
+        let cancelled = self.cancel_if_open();
+        self.queue.get().core().hub.settle(py)?;
         Ok(cancelled)
     }
 }
 
 impl Drop for Submission {
     fn drop(&mut self) {
-        if !is_forked() && self.0.cancel() {
-            self.0.core.hub.flush_later();
+        if !is_forked() && self.cancel_if_open() {
+            self.queue.get().core().hub.flush_later();
         }
     }
 }
@@ -153,10 +230,9 @@ impl Submission {
 
     fn __next__(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
         check_fork(py)?;
-        match self.0.ended.get() {
-            Some(Ended::Completed(value)) => raise_stop_iteration(value.bind(py).clone()),
-            Some(ended) => Err(read(py, ended).err().unwrap_or_else(|| already_awaited("this item"))),
-            None => self.0.park(py).map(Some),
+        match self.answer.read(py) {
+            Some(answer) => raise_stop_iteration(answer?.into_bound(py)),
+            None => self.answer.park(py, &self.queue.get().core().hub).map(Some),
         }
     }
 
@@ -188,31 +264,6 @@ impl Submission {
 
     /// Whether it has been answered, or otherwise ended.
     fn done(&self) -> bool {
-        self.0.ended.get().is_some()
-    }
-}
-
-impl Answer {
-    /// What to wait for.
-    fn park(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        let hub = &self.core.hub;
-        let look = |asks: &mut Asks| {
-            if asks.parking.is_none() {
-                asks.parking = hub.spare_parking();
-            }
-            match &asks.parking {
-                Some(parking) if parking.is_free() => parking.give(py).map(Ok),
-                _ => Ok(Err(asks.parking.take())),
-            }
-        };
-        let Some(found) = self.asks.with(look) else { return Err(elsewhere()) };
-        let kept = match found? {
-            Ok(future) => return Ok(future),
-            Err(kept) => kept,
-        };
-        // This may run Python.
-        let (parking, waits) = hub.wait(py, kept, "this item");
-        self.asks.with(|asks| asks.parking = parking);
-        waits
+        self.answer.is_settled()
     }
 }

@@ -21,6 +21,7 @@ use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use slab::Slab;
 
+use super::at_hand::AtHand;
 pub(crate) use super::event::{Event, Slot, Target};
 use super::loop_hub::{LoopHub, name_of_loop};
 use super::parking::Parking;
@@ -87,6 +88,7 @@ pub(crate) struct Hub {
     abandoned: AtomicBool,
     /// Places to wait that nobody uses, kept for the next call.
     pub(super) spare_parkings: Mutex<Vec<Parking>>,
+    pub(super) at_hand: LoopCell<AtHand>,
 }
 
 /// What who uses something of a loop on another thread is told.
@@ -130,11 +132,13 @@ impl Hub {
             inside: AtomicBool::new(false),
             abandoned: AtomicBool::new(false),
             spare_parkings: Mutex::default(),
+            at_hand: LoopCell::new(this_thread(), AtHand::default()),
         })
     }
 
     /// Pushes an event; wakes the loop unless it is awake for this hub already.
     pub(crate) fn push(&self, event: Event) {
+        let Some(event) = self.keep_event(event) else { return };
         self.queue.lock().push_back(event);
         self.wake();
     }
@@ -143,6 +147,10 @@ impl Hub {
     /// from Python plans by [`Self::settle`]. After the loop has ended it is dropped: what it names would be
     /// kept alive by it, and keep the hub.
     pub(crate) fn put(&self, event: Event) {
+        let Some(event) = self.keep_event(event) else {
+            self.flush_wanted.store(true, Ordering::Relaxed);
+            return;
+        };
         let mut queue = self.queue.lock();
         // Closing sets this first and empties the queue then.
         if self.is_closed() {
@@ -291,6 +299,7 @@ impl Hub {
     /// The loop's thread begins something that may cause events; they are handled by [`Self::leave`].
     pub(crate) fn enter(&self) {
         self.inside.store(true, Ordering::Relaxed);
+        self.begin_keeping();
         self.turns.fetch_add(1, Ordering::Relaxed);
         self.pending.store(true, Ordering::Release);
     }
@@ -298,6 +307,7 @@ impl Hub {
     /// Handles what has gathered, up to a budget; then the loop is called back for the rest.
     pub(crate) fn leave(&self, py: Python<'_>) -> PyResult<()> {
         let result = self.handle_gathered(py);
+        self.end_keeping();
         self.inside.store(false, Ordering::Relaxed);
         result
     }
@@ -331,6 +341,7 @@ impl Hub {
         let mut events = std::mem::take(&mut *self.handled.lock());
         loop {
             std::mem::swap(&mut events, &mut *self.queue.lock());
+            self.take_kept_events(&mut events);
             if events.is_empty() {
                 // What was put here meanwhile has been handled; only links may want a flush.
                 let wanted = !self.dirty.lock().is_empty() || !self.later.lock().is_empty();
@@ -364,7 +375,14 @@ impl Hub {
 
     /// Puts events back in front and has the loop call again. Of a long queue only what is new is moved.
     fn requeue(&self, mut events: VecDeque<Event>) {
+        self.take_kept_events(&mut events);
         let mut queue = self.queue.lock();
+        // Closing, perhaps on another thread, has emptied the queue for good.
+        if self.is_closed() {
+            drop(queue);
+            drop(events);
+            return;
+        }
         events.append(&mut queue);
         *queue = events;
         drop(queue);
@@ -392,7 +410,7 @@ impl Hub {
                 Ok(())
             }
             Event::Batch(core, task) => core.upgrade().map_or(Ok(()), |core| core.run(py, task)),
-            Event::Answered(told) => told.wake(py),
+            Event::Answered(told) => told.wake(py, self),
             Event::Trash(object) => {
                 drop(object);
                 Ok(())

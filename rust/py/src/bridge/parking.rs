@@ -136,13 +136,17 @@ impl Hub {
     /// One that was used before, perhaps not free; this runs no Python. A wake-up of its former user may still
     /// come: whoever waits looks again.
     pub(crate) fn spare_parking(&self) -> Option<Parking> {
-        self.spare_parkings.lock().pop()
+        self.kept_parking().or_else(|| self.spare_parkings.lock().pop())
     }
 
     /// Takes back a place to wait that nobody awaits.
     pub(crate) fn recycle(&self, parking: Parking) {
+        if parking.is_given() {
+            return;
+        }
+        let Some(parking) = self.keep_parking(parking) else { return };
         let mut spare = self.spare_parkings.lock();
-        if spare.len() < SPARE_PARKINGS_MAX && !self.is_closed() && !parking.is_given() {
+        if spare.len() < SPARE_PARKINGS_MAX && !self.is_closed() {
             spare.push(parking);
         }
     }

@@ -41,12 +41,15 @@ impl LinkReader {
         }
         self.hub.enter();
         let outcome = self.hub.with_scratch(|scratch| self.link.on_readable(scratch));
-        if outcome == ReadOutcome::Closed {
+        let watched = if outcome == ReadOutcome::Closed {
             // Before the descriptor can be closed and used again: this reader holds the link until then.
-            self.hub.event_loop(py)?.call_method1("remove_reader", (self.link.as_raw_fd(),))?;
-        }
-        // Level-triggered: what a budgeted read left is reported again.
-        self.hub.leave(py)
+            let event_loop = self.hub.event_loop.bind(py);
+            event_loop.call_method1("remove_reader", (self.link.as_raw_fd(),)).map(drop)
+        } else {
+            // Level-triggered: what a budgeted read left is reported again.
+            Ok(())
+        };
+        self.hub.leave(py).and(watched)
     }
 }
 
