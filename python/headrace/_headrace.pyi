@@ -1,3 +1,4 @@
+import contextvars
 from asyncio import AbstractEventLoop, Future, Task
 from collections.abc import (
     AsyncIterator,
@@ -556,6 +557,7 @@ class Seat:
 @final
 class Within:
     def leave(self) -> None: ...
+    def leave_clean(self, task: Task[Any], found: contextvars.Context) -> bool: ...
 
 @final
 class BatchTaken:

@@ -46,7 +46,8 @@ class Batch(list[T]):
     __slots__ = ("_stream", "_taken")
 
     def __init__(self, taken: BatchTaken, stream: Any = None) -> None:
-        super().__init__(taken.items)
+        # `super` takes twice as long, for each batch.
+        list.__init__(self, taken.items)
         self._taken = taken
         self._stream = stream
 

@@ -11,7 +11,7 @@ import contextlib
 import inspect
 import weakref
 from collections.abc import Callable
-from contextvars import Context, copy_context
+from contextvars import copy_context
 from typing import Any, cast
 
 from headrace import errors
@@ -20,7 +20,7 @@ from headrace._batch.functions import Hooks, Kind, Work, run_hook
 from headrace._batch.lending import EVERY, Dispatcher, LentStream
 from headrace._batch.lending import Streams as StreamSource
 from headrace._batch.steps import Steps, drive_async
-from headrace._headrace import BatchQueue, BatchTaken, Seat, Within
+from headrace._headrace import BatchQueue, BatchTaken, Seat
 
 
 class Tasks:
@@ -65,6 +65,7 @@ class Tasks:
         self._loop = asyncio.get_running_loop()
         self._context = copy_context()
         self._queue = queue
+        self.enter = queue.enter
         if self._streams is not None:
             self._dispatcher = Dispatcher(self._streams, queue, self._count, self._begin_lent)
             self._dispatching = self._loop.create_task(self._dispatcher.run())
@@ -203,10 +204,6 @@ class Tasks:
         if seat is not None:
             seat.close()
 
-    def enter(self, task: asyncio.Task[None]) -> tuple[Within, Context]:
-        """Mark the context of `task` as that of the function, and keep it as the function finds it."""
-        return self._queue.enter(task), copy_context()
-
     # A batch with a stream, in a task of its own: what hands it out is a task itself, and waits for streams.
 
     def _begin_lent(self, taken: BatchTaken, stream: LentStream) -> None:
@@ -230,9 +227,9 @@ class Tasks:
     # What is run.
 
     async def _run_function(self, taken: BatchTaken, stream: LentStream | None = None) -> None:
-        left = [taken]
-        while left:
-            part = left.pop()
+        part = taken
+        left: list[BatchTaken] = []
+        while True:
             try:
                 results = results_of(await self._function(Batch(part, stream)))
                 if stream is not None:
@@ -251,8 +248,10 @@ class Tasks:
                         raise
                 else:
                     left += reversed(halves)
-            if left:
-                left[-1].rearm()
+            if not left:
+                return
+            part = left.pop()
+            part.rearm()
 
     async def _run_streams(self, taken: BatchTaken) -> None:
         try:
@@ -303,30 +302,17 @@ async def _serve(crew: weakref.ref[Tasks], taken: BatchTaken | None, seat: Seat)
         runner = crew()
         if runner is None:
             return
-        within, found = runner.enter(task)
+        within = runner.enter(task)
+        found = copy_context()
         running = runner.run(taken)
         # The function may take long, the next wait too, and items may be large.
         del runner
         taken = None
         await running
         del running
-        within.leave()
-        if not _is_clean(task, found):
+        if not within.leave_clean(task, found):
             return
         taken = await seat
-
-
-def _is_clean(task: asyncio.Task[None], found: Context) -> bool:
-    """Whether the next function will find nothing of the one before in their task: no context variable that
-    it has changed, and no sign that it was cancelled.
-    """
-    if task.cancelling():
-        return False
-    try:
-        return copy_context() == found
-    except Exception:
-        # Values need not be comparable, as arrays are not. Then they have been changed.
-        return False
 
 
 async def _awaited(returned: Any) -> None:

@@ -58,6 +58,31 @@ pub(crate) fn context_value<'py>(variable: &Bound<'py, PyAny>) -> PyResult<Optio
     }
 }
 
+/// Sets a context variable, in the calling context.
+pub(crate) fn set_context_value(variable: &Bound<'_, PyAny>, value: &Bound<'_, PyAny>) -> PyResult<()> {
+    #[cfg(feature = "abi3")]
+    return variable.call_method1(pyo3::intern!(variable.py(), "set"), (value,)).map(drop);
+    #[cfg(not(feature = "abi3"))]
+    {
+        let py = variable.py();
+        // SAFETY: the interpreter is attached, and both are live objects; anything but a context variable is
+        // refused with an exception. What is returned, by which it could be set back, is ours, and dropped.
+        unsafe { Bound::from_owned_ptr_or_err(py, ffi::PyContextVar_Set(variable.as_ptr(), value.as_ptr())) }
+            .map(drop)
+    }
+}
+
+/// The calling context as it is now, as `contextvars.copy_context()` gives it.
+pub(crate) fn context_copy(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
+    #[cfg(feature = "abi3")]
+    return py.import("contextvars")?.call_method0("copy_context");
+    // SAFETY: the interpreter is attached, and what is returned is ours.
+    #[cfg(not(feature = "abi3"))]
+    unsafe {
+        Bound::from_owned_ptr_or_err(py, ffi::PyContext_CopyCurrent())
+    }
+}
+
 /// Calls a function with one argument in a context, as `context.run(function, argument)` does.
 pub(crate) fn run_in_context(
     context: &Bound<'_, PyAny>,

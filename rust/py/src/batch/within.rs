@@ -6,12 +6,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
 use headrace::batch::Timeout;
-use pyo3::exceptions::PyRuntimeError;
+use pyo3::exceptions::{PyException, PyRuntimeError};
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 
 use super::core::Core;
-use crate::ffi::context_value;
+use crate::ffi::{context_copy, context_value, set_context_value};
 
 /// The context variable that holds the mark.
 fn variable(py: Python<'_>) -> PyResult<&Bound<'_, PyAny>> {
@@ -43,7 +44,7 @@ impl Within {
         core.marks.fetch_add(1, Ordering::Relaxed);
         let within = Self { core: Arc::downgrade(core), task, runs: AtomicBool::new(true) };
         let within = Bound::new(py, within)?;
-        variable(py)?.call_method1(pyo3::intern!(py, "set"), (&within,))?;
+        set_context_value(variable(py)?, &within)?;
         Ok(within)
     }
 
@@ -63,6 +64,21 @@ impl Within {
             && let Some(core) = self.core.upgrade()
         {
             core.marks.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// The same in its own `task`. Whether the next function will find nothing there of this one: no context
+    /// variable that is not as it was `found`, and no sign that the task was cancelled.
+    fn leave_clean(&self, task: &Bound<'_, PyAny>, found: &Bound<'_, PyAny>) -> PyResult<bool> {
+        let py = task.py();
+        self.leave();
+        if task.call_method0(intern!(py, "cancelling"))?.is_truthy()? {
+            return Ok(false);
+        }
+        match context_copy(py)?.eq(found) {
+            // Values need not be comparable, as arrays are not. Then they have been changed.
+            Err(error) if error.is_instance_of::<PyException>(py) => Ok(false),
+            compared => compared,
         }
     }
 }
