@@ -143,7 +143,8 @@ async def test_what_would_miss_its_deadline_is_expired_early_while_others_wait_t
             # Ten batches are measured before anything is predicted.
             await batcher.map(range(12))
             batcher.pause()
-            soon = [batcher.submit(0, timeout=0.015) for _ in range(3)]
+            # A third would be refused at once.
+            soon = [batcher.submit(0, timeout=0.015) for _ in range(2)]
             late = [batcher.submit(1) for _ in range(3)]
             batcher.resume()
             told = await gathered(*soon)
@@ -151,6 +152,25 @@ async def test_what_would_miss_its_deadline_is_expired_early_while_others_wait_t
             assert (batcher.stats().expired_early > 0) is early
             assert any(getattr(error, "predicted", False) for error in told) is early
             assert await asyncio.gather(*late) == [1, 1, 1]
+
+
+async def test_what_would_expire_behind_what_waits_is_refused_at_once_and_a_map_waits_for_its_turn():
+    async def slow(batch):
+        await asyncio.sleep(0.01)
+        return batch
+
+    async with batching(slow, max_batch_size=1, queue_capacity=1000, timeout=None) as batcher:
+        await batcher.map(range(12))
+        waiting = [batcher.submit(number) for number in range(50)]
+        with pytest.raises(hr.Rejected, match="50 items wait before it") as refused:
+            batcher.submit(0, timeout=0.05)
+        assert refused.value.reason == "would_expire" and refused.value.retry_after > 0
+        # On a machine that stalls they may expire in their turn.
+        told = await batcher.map(range(3), timeout=0.3, return_exceptions=True)
+        assert all(isinstance(one, int | hr.Expired | hr.ResponseTimeout) for one in told)
+        assert await asyncio.gather(*waiting) == list(range(50))
+        stats = batcher.stats()
+        assert stats.rejected["would_expire"] == stats.items_rejected == 1
 
 
 @each_kind

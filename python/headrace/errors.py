@@ -215,14 +215,16 @@ class BatchError(HeadraceError):
 class Rejected(BatchError):
     """The item was not admitted; the function has not seen it.
 
-    What to do depends on :attr:`reason`: for ``queue_full``, ``queue_cost`` and ``client_cap`` submit it
-    again later, or tell whoever asked to come back; the others will not pass by waiting.
+    What to do depends on :attr:`reason`: for ``queue_full``, ``queue_cost``, ``client_cap`` and
+    ``would_expire`` submit it again later, or tell whoever asked to come back; the others will not pass by
+    waiting.
 
     Attributes:
         reason: ``"queue_full"`` (``queue_capacity``), ``"queue_cost"``, ``"client_cap"``
             (``max_in_flight_per_client``), ``"too_large"`` (``max_cost``), ``"invalid"`` (its ``key`` or
             ``cost`` function raised, which is the cause, or its priority does not exist), ``"expired"`` (it
-            had no time left).
+            had no time left), ``"would_expire"`` (so many wait before it that its deadline would pass;
+            ``predictive_expiry``).
         retry_after: seconds after which there is likely to be room; ``None`` when that is not known, or does
             not help.
     """

@@ -119,7 +119,7 @@ class Refusal(Exception):
         self.retry_after_ms = 0 if retry_after is None else math.ceil(retry_after * 1000)
 
 
-_PASSING = frozenset({"queue_full", "queue_cost", "client_cap"})
+_PASSING = frozenset({"queue_full", "queue_cost", "client_cap", "would_expire"})
 """Reasons that another worker may not share, or that pass with time."""
 
 

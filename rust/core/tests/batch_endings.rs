@@ -124,6 +124,52 @@ fn nothing_is_predicted_before_ten_batches_or_when_told_not_to() {
 }
 
 #[test]
+fn what_would_expire_behind_what_waits_is_refused_at_once() {
+    let bench = measured(config());
+    bench.submit_all(0..12);
+    // The first batch may make way; two come before it for certain, and its own takes as long.
+    let refused = bench.try_submit(12, within(ms(29))).expect_err("refused");
+    assert_eq!(refused.reason, RejectReason::WouldExpire { ahead: 12 });
+    assert!(refused.retry_after.expect("known").abs_diff(ms(10)) < ms(1), "when a batch has been taken");
+    assert_eq!((bench.stats().rejected.would_expire, bench.stats().expired), (1, 0));
+    bench.submit_with(13, within(ms(31)));
+    assert_eq!(bench.run(), [0, 1, 2, 3]);
+    bench.submit_with(14, within(ms(21)));
+}
+
+#[test]
+fn only_what_is_certain_to_come_first_counts_against_an_item() {
+    let soon = within(ms(11));
+    let admitted = |config: BatchConfig, before: Terms, item: Terms| {
+        let bench = measured(config);
+        (0..12).for_each(|id| _ = bench.submit_with(id, before));
+        bench.try_submit(12, item).map(drop).map_err(|refused| refused.reason)
+    };
+    let refused = Err(RejectReason::WouldExpire { ahead: 12 });
+    let any = Terms::default();
+    assert_eq!(admitted(config(), any, soon), refused);
+    assert_eq!(admitted(config(), any, any), Ok(()), "it has no deadline");
+    assert_eq!(admitted(config(), any, Terms { key: 1, ..soon }), Ok(()), "its key has its own batches");
+    let two = || BatchConfig { priorities: 2, ..config() };
+    let second = |terms| Terms { priority: 1, ..terms };
+    assert_eq!(admitted(two(), second(any), soon), Ok(()), "it is more urgent");
+    assert_eq!(admitted(two(), any, second(soon)), refused);
+    assert_eq!(admitted(BatchConfig { workers: 2, ..config() }, any, soon), Ok(()), "two work on them");
+    assert_eq!(admitted(BatchConfig { predictive_expiry: false, ..config() }, any, soon), Ok(()));
+}
+
+#[test]
+fn nothing_is_refused_as_late_before_ten_batches_or_by_an_engine_that_says_what_it_takes() {
+    let bench = Bench::new(config());
+    bench.submit_all(0..12);
+    bench.submit_with(12, within(ms(1)));
+    let bench = measured(config());
+    assert!(matches!(bench.coordinator.try_take_at_most(0, 3), Taken::Nothing));
+    bench.submit_all(0..12);
+    bench.submit_with(12, within(ms(1)));
+}
+
+#[test]
 fn one_slow_batch_does_not_shut_the_door() {
     let bench = measured(config());
     bench.submit(0);

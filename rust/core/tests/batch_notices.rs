@@ -9,7 +9,9 @@ mod batch_support;
 use std::sync::{Arc, Mutex};
 
 use batch_support::{Bench, Told, answer, config, ms};
-use headrace::batch::{BatchClock, BatchConfig, Coordinator, Outcome, RejectReason, Reply, Taken, Terms};
+use headrace::batch::{
+    BatchClock, BatchConfig, Coordinator, Outcome, RejectReason, Reply, Taken, Terms, Timeout,
+};
 
 #[test]
 fn the_first_arrival_is_told_of_and_no_other_until_somebody_looks() {
@@ -109,6 +111,27 @@ fn who_offers_is_told_of_room_and_counts_once_it_is_admitted() {
     let stats = bench.coordinator.stats();
     assert_eq!((stats.submitted, stats.rejected.total()), (6, 1));
     assert!(stats.is_conserved());
+}
+
+#[test]
+fn who_offers_what_would_expire_is_told_of_room_and_counts_once_it_is_admitted() {
+    let bench = Bench::new(config());
+    for id in 100..110 {
+        bench.submit(id);
+        let batch = bench.take();
+        bench.after(ms(10));
+        answer(batch);
+    }
+    bench.submit_all(0..12);
+    bench.heard.take();
+    let terms = Terms { timeout: Timeout::After(ms(25)), ..Terms::default() };
+    let offer = || bench.coordinator.offer(12, Told { id: 12, log: bench.log.clone() }, terms);
+    assert_eq!(offer().unwrap_err().reason, RejectReason::WouldExpire { ahead: 12 });
+    assert_eq!((bench.stats().submitted, bench.stats().rejected.total()), (22, 0));
+    answer(bench.take());
+    assert_eq!(bench.heard.take(), ["room"]);
+    offer().unwrap();
+    assert_eq!(bench.stats().submitted, 23);
 }
 
 #[test]

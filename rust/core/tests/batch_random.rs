@@ -192,6 +192,15 @@ impl Model {
                 let (enqueued_ns, state) = (self.now_ns, State::Queued);
                 self.items.push(Item { id, ticket, terms, enqueued_ns, until_ns, response_ns, state });
             }
+            Err(refused) if refused.reason.as_str() == "would_expire" => {
+                let config = &self.config;
+                assert!(expected.is_none() && config.predictive_expiry && until_ns != u64::MAX);
+                let is_before =
+                    |item: &&Item| item.terms.key == terms.key && item.terms.priority <= terms.priority;
+                let before = self.queued().filter(is_before).count();
+                assert!(before >= 2 * config.max_batch_size * config.workers, "{before} wait before it");
+                self.counts.rejected += 1;
+            }
             Err(refused) => {
                 assert_eq!(Some(refused.reason.as_str()), expected);
                 self.counts.rejected += 1;

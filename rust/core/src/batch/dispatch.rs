@@ -131,6 +131,7 @@ impl<T, P> Queue<T, P> {
     ) -> Option<Formed<T>> {
         let now_ns = self.advance(now_ns);
         self.expire(now_ns, decided);
+        self.is_limited |= limit < self.rules.size;
         let most = limit.min(self.rules.size);
         if most == 0 || !self.may_take() {
             return None;

@@ -46,10 +46,17 @@ impl Estimate {
     /// How long a batch of `size` items will take when nothing has run for `idle_ns`; `None` before enough
     /// were measured.
     pub(super) fn predict_ns(&self, size: usize, idle_ns: u64) -> Option<u64> {
+        self.predict_rounds_ns(0, size, idle_ns)
+    }
+
+    /// The same with `rounds` batches before it, of the usual size and time: where batches were small and queue up
+    /// now, that is too little time, not too much. Those that are slow and fast by turns even out.
+    pub(super) fn predict_rounds_ns(&self, rounds: usize, size: usize, idle_ns: u64) -> Option<u64> {
         if self.measured < MEASURED_MIN {
             return None;
         }
-        let time = DEVIATIONS.mul_add(self.deviation, self.line(size as f64));
+        let before = rounds as f64 * self.times / self.weight;
+        let time = before + DEVIATIONS.mul_add(self.deviation, self.line(size as f64));
         Some((time * (-(idle_ns as f64) / HALF_LIFE_NS).exp2()) as u64)
     }
 
@@ -95,6 +102,15 @@ mod tests {
             let actual = (5_000_000 + 500_000 * size) as f64;
             assert!((predicted / actual - 1.0).abs() < 0.01, "{size}: {predicted} {actual}");
         }
+    }
+
+    #[test]
+    fn rounds_take_the_usual_time_each_and_deviate_once() {
+        let estimate = after((0..200).map(|n| (8, if n % 2 == 0 { 800 } else { 1200 })));
+        let one = estimate.predict_ns(8, 0).unwrap();
+        let eleven = estimate.predict_rounds_ns(10, 8, 0).unwrap();
+        assert!((eleven - one).abs_diff(10_000) < 300, "{one} {eleven}");
+        assert_eq!(Estimate::default().predict_rounds_ns(3, 1, 0), None);
     }
 
     #[test]

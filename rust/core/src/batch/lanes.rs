@@ -21,10 +21,23 @@ enum Place {
     Ripening(u64),
 }
 
+/// The items of one key and priority.
+#[derive(Debug, Default)]
+struct Lane {
+    list: List<LANE>,
+    count: usize,
+}
+
+impl Lane {
+    fn head(&self) -> Option<u32> {
+        self.list.head()
+    }
+}
+
 #[derive(Debug)]
 struct Bucket {
     key: u64,
-    lanes: Vec<List<LANE>>,
+    lanes: Vec<Lane>,
     count: usize,
     cost: u128,
     /// No item costs more. The largest may have left.
@@ -62,9 +75,11 @@ impl Buckets {
         let rank = Rank::new(rules, lane, slot.enqueued_ns, slot.sequence);
         let bucket = &mut self.buckets[at as usize];
         if bucket.lanes.len() <= usize::from(lane) {
-            bucket.lanes.resize_with(usize::from(lane) + 1, List::default);
+            bucket.lanes.resize_with(usize::from(lane) + 1, Lane::default);
         }
-        bucket.lanes[usize::from(lane)].push_back(slab, index);
+        let lane = &mut bucket.lanes[usize::from(lane)];
+        lane.list.push_back(slab, index);
+        lane.count += 1;
         bucket.count += 1;
         bucket.cost += u128::from(cost);
         bucket.peak = bucket.peak.max(cost);
@@ -84,7 +99,9 @@ impl Buckets {
         let at = std::mem::replace(&mut slot.bucket, NOWHERE);
         let (lane, cost) = (slot.lane, slot.cost);
         let bucket = &mut self.buckets[at as usize];
-        bucket.lanes[usize::from(lane)].remove(slab, index);
+        let lane = &mut bucket.lanes[usize::from(lane)];
+        lane.list.remove(slab, index);
+        lane.count -= 1;
         bucket.count -= 1;
         bucket.cost -= u128::from(cost);
         at
@@ -147,7 +164,7 @@ impl Buckets {
 
     /// A bucket's first item, and where it stands among all.
     pub(super) fn head<T, P>(&self, slab: &Slab<T, P>, rules: &Rules, at: u32) -> Option<(Rank, u32)> {
-        let heads = self.buckets[at as usize].lanes.iter().filter_map(List::head);
+        let heads = self.buckets[at as usize].lanes.iter().filter_map(Lane::head);
         heads
             .map(|head| {
                 let slot = &slab[head];
@@ -169,6 +186,12 @@ impl Buckets {
             // It was ready before: nothing but its being full can have ended, by items that expired just now.
             Ripe::At(_) => DispatchReason::Size,
         }
+    }
+
+    /// How many items of a key would be served before another of this priority that came now.
+    pub(super) fn ahead(&self, key: u64, priority: usize) -> usize {
+        let Some(&at) = self.by_key.get(&key) else { return 0 };
+        self.buckets[at as usize].lanes.iter().take(priority + 1).map(|lane| lane.count).sum()
     }
 
     pub(super) fn count(&self, at: u32) -> usize {
@@ -224,7 +247,7 @@ impl Buckets {
     fn ripe<T, P>(&mut self, slab: &Slab<T, P>, rules: &Rules, at: u32, now_ns: u64) -> Ripe {
         let costly = self.is_costly(slab, rules, at);
         let bucket = &self.buckets[at as usize];
-        let heads = bucket.lanes.iter().filter_map(List::head);
+        let heads = bucket.lanes.iter().filter_map(Lane::head);
         let Some(oldest) = heads.min_by_key(|&head| slab[head].sequence) else { return Ripe::At(NEVER) };
         let waiting = Waiting {
             count: bucket.count,

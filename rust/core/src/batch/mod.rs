@@ -5,7 +5,7 @@
 //! | [`config`] | the settings, checked in one place |
 //! | [`terms`] | what a submitter says of an item, and why it may be refused |
 //! | [`outcome`] | what becomes of an item, and who is told |
-//! | `queue`, `slab`, `lanes`, `deadlines`, `policy`, `estimate` | every decision, as pure logic: no clock, no thread, no lock |
+//! | `queue`, `admission`, `dispatch`, `slab`, `lanes`, `deadlines`, `policy`, `estimate` | every decision, as pure logic: no clock, no thread, no lock |
 //! | [`coordinator`], [`taken`] | the queue behind one lock; a batch in a function's hands |
 //! | [`notice`], [`clock`], `timer` | who is told that something can be done; time; the one thread that waits for it |
 //! | [`handle`], [`answer`], [`threads`] | a batcher with threads of its own, for Rust programs |
@@ -31,6 +31,7 @@
 //! expired + cancelled + closed + timed_out + queued + dispatched`, where an abandoned item counts under what
 //! its caller was told.
 
+mod admission;
 pub mod answer;
 pub mod clock;
 pub mod config;

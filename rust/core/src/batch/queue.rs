@@ -1,8 +1,8 @@
 //! Everything a batcher decides, without clock, thread or lock: each method is told what time it is. Who is to
 //! be told of a decision is handed out, to be called once the lock has been released.
 //!
-//! Here: admission, what ends an item that waits, and the batcher's own states. What happens from dispatch on
-//! is in `dispatch`.
+//! Here: what ends an item that waits, and the batcher's own states. Whether one is admitted is in `admission`,
+//! what happens from dispatch on in `dispatch`.
 
 use rustc_hash::FxHashMap;
 
@@ -85,19 +85,21 @@ pub(super) struct Queue<T, P> {
     pub(super) stats: BatchStats,
     pub(super) queued: usize,
     pub(super) queued_cost: u128,
+    /// An engine says for itself how many items it takes: how many are served at once is not known here.
+    pub(super) is_limited: bool,
     pub(super) phase: Phase,
     paused: bool,
     /// A submit was refused for lack of room.
     pub(super) wants_room: bool,
     /// Room was made since.
     pub(super) made_room: bool,
-    capacity: usize,
+    pub(super) capacity: usize,
     timeout_ns: u64,
     response_ns: u64,
     pub(super) hang_ns: u64,
     sequence: u64,
     /// The latest time that was told: times from different threads may come in another order.
-    latest_ns: u64,
+    pub(super) latest_ns: u64,
 }
 
 impl<T, P> Queue<T, P> {
@@ -114,6 +116,7 @@ impl<T, P> Queue<T, P> {
             stats: BatchStats::default(),
             queued: 0,
             queued_cost: 0,
+            is_limited: false,
             phase: Phase::Open,
             paused: false,
             wants_room: false,
@@ -179,75 +182,6 @@ impl<T, P> Queue<T, P> {
         self.deadlines.insert(&mut self.slab, index, run(false, own));
         self.buckets.push(&mut self.slab, &self.rules, index, asked.key, now_ns);
         Ok(self.slab.ticket(index))
-    }
-
-    fn admit(&self, asked: &Asked, until_ns: u64, now_ns: u64) -> Result<(), RejectReason> {
-        if self.phase != Phase::Open {
-            return Err(RejectReason::Closed);
-        }
-        let response_over = asked.response == Bound::After(0)
-            || matches!(asked.response, Bound::Until(response_ns) if response_ns <= now_ns);
-        if until_ns <= now_ns || response_over {
-            return Err(RejectReason::Expired);
-        }
-        let (priority, priorities) = (asked.priority, self.config.priorities);
-        if priority >= priorities {
-            return Err(RejectReason::Priority { priority, priorities });
-        }
-        let cost = asked.cost;
-        if let Some(max_cost) = self.config.max_cost
-            && cost > max_cost
-        {
-            return Err(RejectReason::TooLarge { cost, max_cost });
-        }
-        if self.queued >= self.capacity {
-            return Err(RejectReason::QueueFull { queued: self.queued, capacity: self.capacity });
-        }
-        if let Some(limit) = self.config.queue_cost
-            && self.queued > 0
-            && self.queued_cost + u128::from(cost) > u128::from(limit)
-        {
-            return Err(RejectReason::QueueCost { queued_cost: self.queued_cost_shown(), cost, limit });
-        }
-        if let (Some(client), Some(cap)) = (asked.client, self.config.max_in_flight_per_client)
-            && self.clients.get(&client).is_some_and(|&held| held >= cap)
-        {
-            return Err(RejectReason::ClientCap { client, cap });
-        }
-        Ok(())
-    }
-
-    fn refuse(&mut self, reason: &RejectReason, waits_for_room: bool) {
-        if reason.passes() {
-            (self.wants_room, self.made_room) = (true, false);
-            if waits_for_room {
-                self.stats.submitted -= 1;
-                return;
-            }
-        }
-        let rejected = &mut self.stats.rejected;
-        let count = match reason {
-            RejectReason::QueueFull { .. } => &mut rejected.queue_full,
-            RejectReason::QueueCost { .. } => &mut rejected.queue_cost,
-            RejectReason::ClientCap { .. } => &mut rejected.client_cap,
-            RejectReason::TooLarge { .. } => &mut rejected.too_large,
-            RejectReason::Priority { .. } => &mut rejected.invalid,
-            RejectReason::Closed => &mut rejected.closed,
-            RejectReason::Expired => &mut rejected.expired,
-        };
-        *count += 1;
-    }
-
-    /// Counts an item that never came here.
-    pub(super) fn count_invalid(&mut self) {
-        self.stats.submitted += 1;
-        self.stats.rejected.invalid += 1;
-    }
-
-    /// When there will be room for an item that was refused: when the next batch is likely to be taken.
-    pub(super) fn retry_after_ns(&self, reason: &RejectReason) -> Option<u64> {
-        let batch_ns = self.predict_ns(self.rules.size, self.latest_ns)?;
-        reason.passes().then(|| batch_ns / self.config.workers.max(1) as u64)
     }
 
     /// What the caller of an item that is cancelled is told; `None` if it has been resolved.
@@ -449,8 +383,12 @@ impl<T, P> Queue<T, P> {
     }
 
     pub(super) fn predict_ns(&self, size: usize, now_ns: u64) -> Option<u64> {
-        let idle_ns = if self.flights.is_empty() { now_ns - self.idle_since_ns.min(now_ns) } else { 0 };
-        self.estimate.predict_ns(size, idle_ns)
+        self.estimate.predict_ns(size, self.idle_ns(now_ns))
+    }
+
+    /// How long nothing has run.
+    pub(super) fn idle_ns(&self, now_ns: u64) -> u64 {
+        if self.flights.is_empty() { now_ns - self.idle_since_ns.min(now_ns) } else { 0 }
     }
 
     pub(super) fn snapshot(&self) -> BatchStats {
@@ -463,7 +401,7 @@ impl<T, P> Queue<T, P> {
         }
     }
 
-    fn queued_cost_shown(&self) -> u64 {
+    pub(super) fn queued_cost_shown(&self) -> u64 {
         u64::try_from(self.queued_cost).unwrap_or(u64::MAX)
     }
 

@@ -161,6 +161,7 @@ pub struct Rejections {
     pub invalid: u64,
     pub closed: u64,
     pub expired: u64,
+    pub would_expire: u64,
 }
 
 impl Rejections {
@@ -174,11 +175,12 @@ impl Rejections {
             + self.invalid
             + self.closed
             + self.expired
+            + self.would_expire
     }
 
     /// Each reason's word with its count.
     #[must_use]
-    pub const fn by_reason(&self) -> [(&'static str, u64); 7] {
+    pub const fn by_reason(&self) -> [(&'static str, u64); 8] {
         [
             ("queue_full", self.queue_full),
             ("queue_cost", self.queue_cost),
@@ -187,6 +189,7 @@ impl Rejections {
             ("invalid", self.invalid),
             ("closed", self.closed),
             ("expired", self.expired),
+            ("would_expire", self.would_expire),
         ]
     }
 }
@@ -312,6 +315,7 @@ impl BatchStats {
             (&mut rejected.invalid, other.rejected.invalid),
             (&mut rejected.closed, other.rejected.closed),
             (&mut rejected.expired, other.rejected.expired),
+            (&mut rejected.would_expire, other.rejected.would_expire),
         ] {
             *count += more;
         }

@@ -124,11 +124,17 @@ pub enum RejectReason {
     /// It had no time left when it came.
     #[error("the deadline had passed before the item was submitted")]
     Expired,
+    /// So many wait before it that its answer would come too late (`predictive_expiry`).
+    #[error("{ahead} items wait before it, and its deadline would pass meanwhile (predictive_expiry)")]
+    WouldExpire {
+        /// Items of its key that wait, and are as urgent or more.
+        ahead: usize,
+    },
 }
 
 impl RejectReason {
     /// The word that errors and metrics have for it: `queue_full`, `queue_cost`, `client_cap`, `too_large`,
-    /// `invalid`, `closed` or `expired`.
+    /// `invalid`, `closed`, `expired` or `would_expire`.
     #[must_use]
     pub const fn as_str(&self) -> &'static str {
         match self {
@@ -139,13 +145,20 @@ impl RejectReason {
             Self::Priority { .. } => "invalid",
             Self::Closed => "closed",
             Self::Expired => "expired",
+            Self::WouldExpire { .. } => "would_expire",
         }
     }
 
     /// Whether it will fit as soon as others have gone.
     #[must_use]
     pub const fn passes(&self) -> bool {
-        matches!(self, Self::QueueFull { .. } | Self::QueueCost { .. } | Self::ClientCap { .. })
+        match self {
+            Self::QueueFull { .. }
+            | Self::QueueCost { .. }
+            | Self::ClientCap { .. }
+            | Self::WouldExpire { .. } => true,
+            Self::TooLarge { .. } | Self::Priority { .. } | Self::Closed | Self::Expired => false,
+        }
     }
 }
 
