@@ -231,7 +231,9 @@ class Tasks:
         left: list[BatchTaken] = []
         while True:
             try:
-                results = results_of(await self._function(Batch(part, stream)))
+                results = await self._function(Batch(part, stream))
+                if type(results) is not list:
+                    results = results_of(results)
                 if stream is not None:
                     await stream
                     if not left:

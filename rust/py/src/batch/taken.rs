@@ -53,7 +53,7 @@ impl BatchTaken {
     /// After the last of its items was told: another batch may be run, and the loop wakes whoever waits.
     fn over(&self, py: Python<'_>) -> PyResult<()> {
         drop(self.duty.lock().take());
-        self.core.hub.settle(py)
+        self.core.hub.settle_unless_inside(py)
     }
 }
 

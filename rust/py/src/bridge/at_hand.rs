@@ -3,65 +3,89 @@
 //! once. Whoever leaves the callback leaves nothing here, since another thread may close the hub then.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use pyo3::prelude::*;
 
 use super::event::Event;
 use super::hub::Hub;
 use super::parking::Parking;
+use crate::ffi::LoopCell;
+use crate::runtime::this_thread;
 
-/// See the module's text.
-#[derive(Default)]
+/// See the module's text. What kind of thread it is takes longer to see than either flag.
 pub(super) struct AtHand {
-    is_inside: bool,
+    /// The loop's thread is in one of the callbacks, below which Python may run.
+    pub(super) is_inside: AtomicBool,
+    holds_some: AtomicBool,
+    kept: LoopCell<Kept>,
+}
+
+#[derive(Default)]
+struct Kept {
     events: VecDeque<Event>,
     parkings: Vec<Parking>,
 }
 
-impl Hub {
-    /// Keeps an event for the end of the callback that this thread is in, or gives it back.
+impl AtHand {
+    /// For the loop of this thread.
+    pub(super) fn new() -> Self {
+        let kept = LoopCell::new(this_thread(), Kept::default());
+        Self { is_inside: AtomicBool::new(false), holds_some: AtomicBool::new(false), kept }
+    }
+
+    /// Keeps something until the end of the callback that this thread is in, or gives it back.
+    fn keep<T>(&self, thing: T, put: impl FnOnce(&mut Kept, T)) -> Option<T> {
+        if !self.is_inside.load(Ordering::Relaxed) {
+            return Some(thing);
+        }
+        let mut thing = Some(thing);
+        self.kept.with(|kept| {
+            if let Some(thing) = thing.take() {
+                put(kept, thing);
+                self.holds_some.store(true, Ordering::Relaxed);
+            }
+        });
+        thing
+    }
+
     pub(super) fn keep_event(&self, event: Event) -> Option<Event> {
-        let mut event = Some(event);
-        self.at_hand.with(|at_hand| {
-            if at_hand.is_inside {
-                at_hand.events.extend(event.take());
-            }
-        });
-        event
+        self.keep(event, |kept, event| kept.events.push_back(event))
     }
 
-    /// Keeps a place to wait until the end of the callback that this thread is in, or gives it back.
     pub(super) fn keep_parking(&self, parking: Parking) -> Option<Parking> {
-        let mut parking = Some(parking);
-        self.at_hand.with(|at_hand| {
-            if at_hand.is_inside {
-                at_hand.parkings.extend(parking.take());
-            }
-        });
-        parking
+        self.keep(parking, |kept, parking| kept.parkings.push(parking))
     }
 
-    pub(super) fn kept_parking(&self) -> Option<Parking> {
-        self.at_hand.with(|at_hand| at_hand.parkings.pop()).flatten()
+    pub(super) fn parking(&self) -> Option<Parking> {
+        let holds_some = self.holds_some.load(Ordering::Relaxed);
+        holds_some.then(|| self.kept.with(|kept| kept.parkings.pop())).flatten().flatten()
     }
 
     /// Adds what was kept to `events`.
-    pub(super) fn take_kept_events(&self, events: &mut VecDeque<Event>) {
-        self.at_hand.with(|at_hand| events.append(&mut at_hand.events));
-    }
-
-    /// The callback begins.
-    pub(super) fn begin_keeping(&self) {
-        self.at_hand.with(|at_hand| at_hand.is_inside = true);
-    }
-
-    /// The callback ends, all its events having been handled or put into the queue.
-    pub(super) fn end_keeping(&self) {
-        let parkings = self.at_hand.with(|at_hand| {
-            at_hand.is_inside = false;
-            // The memory of one that is empty is used again.
-            if at_hand.parkings.is_empty() { Vec::new() } else { std::mem::take(&mut at_hand.parkings) }
-        });
-        for parking in parkings.unwrap_or_default() {
-            self.recycle(parking);
+    pub(super) fn take_events(&self, events: &mut VecDeque<Event>) {
+        if self.holds_some.load(Ordering::Relaxed) {
+            self.kept.with(|kept| match events.is_empty() {
+                true => std::mem::swap(events, &mut kept.events),
+                false => events.append(&mut kept.events),
+            });
         }
+    }
+
+    /// The callback ends, all its events having been handled or put into the queue. What else is left.
+    pub(super) fn end(&self, mut left: impl FnMut(Parking)) {
+        while let Some(parking) = self.parking() {
+            left(parking);
+        }
+        self.holds_some.store(false, Ordering::Relaxed);
+    }
+}
+
+impl Hub {
+    /// As [`Self::settle`], for who returns to the callback that this thread is in, if it is in one, before
+    /// anybody waits for what was caused. The callback handles it then, and the loop is spared another turn.
+    pub(crate) fn settle_unless_inside(&self, py: Python<'_>) -> PyResult<()> {
+        let is_inside = self.at_hand.is_inside.load(Ordering::Relaxed) && self.is_loop_thread();
+        if is_inside { Ok(()) } else { self.settle(py) }
     }
 }

@@ -82,13 +82,11 @@ pub(crate) struct Hub {
     closed: AtomicBool,
     closes: Mutex<Vec<Weak<dyn Closes>>>,
     scratch: Mutex<Vec<u8>>,
-    /// The loop's thread is in one of the callbacks, below which Python may run.
-    inside: AtomicBool,
     /// The callbacks do nothing any more.
     abandoned: AtomicBool,
     /// Places to wait that nobody uses, kept for the next call.
     pub(super) spare_parkings: Mutex<Vec<Parking>>,
-    pub(super) at_hand: LoopCell<AtHand>,
+    pub(super) at_hand: AtHand,
 }
 
 /// What who uses something of a loop on another thread is told.
@@ -129,16 +127,15 @@ impl Hub {
             closed: AtomicBool::new(false),
             closes: Mutex::default(),
             scratch: Mutex::default(),
-            inside: AtomicBool::new(false),
             abandoned: AtomicBool::new(false),
             spare_parkings: Mutex::default(),
-            at_hand: LoopCell::new(this_thread(), AtHand::default()),
+            at_hand: AtHand::new(),
         })
     }
 
     /// Pushes an event; wakes the loop unless it is awake for this hub already.
     pub(crate) fn push(&self, event: Event) {
-        let Some(event) = self.keep_event(event) else { return };
+        let Some(event) = self.at_hand.keep_event(event) else { return };
         self.queue.lock().push_back(event);
         self.wake();
     }
@@ -147,7 +144,7 @@ impl Hub {
     /// from Python plans by [`Self::settle`]. After the loop has ended it is dropped: what it names would be
     /// kept alive by it, and keep the hub.
     pub(crate) fn put(&self, event: Event) {
-        let Some(event) = self.keep_event(event) else {
+        let Some(event) = self.at_hand.keep_event(event) else {
             self.flush_wanted.store(true, Ordering::Relaxed);
             return;
         };
@@ -298,8 +295,7 @@ impl Hub {
 
     /// The loop's thread begins something that may cause events; they are handled by [`Self::leave`].
     pub(crate) fn enter(&self) {
-        self.inside.store(true, Ordering::Relaxed);
-        self.begin_keeping();
+        self.at_hand.is_inside.store(true, Ordering::Relaxed);
         self.turns.fetch_add(1, Ordering::Relaxed);
         self.pending.store(true, Ordering::Release);
     }
@@ -307,8 +303,8 @@ impl Hub {
     /// Handles what has gathered, up to a budget; then the loop is called back for the rest.
     pub(crate) fn leave(&self, py: Python<'_>) -> PyResult<()> {
         let result = self.handle_gathered(py);
-        self.end_keeping();
-        self.inside.store(false, Ordering::Relaxed);
+        self.at_hand.end(|parking| self.spare(parking));
+        self.at_hand.is_inside.store(false, Ordering::Relaxed);
         result
     }
 
@@ -325,7 +321,7 @@ impl Hub {
         self.abandoned.store(true, Ordering::Relaxed);
         let until = Instant::now() + ABANDON_WAIT;
         py.detach(|| {
-            while self.inside.load(Ordering::Relaxed) && Instant::now() < until {
+            while self.at_hand.is_inside.load(Ordering::Relaxed) && Instant::now() < until {
                 std::thread::sleep(Duration::from_millis(1));
             }
         });
@@ -341,7 +337,7 @@ impl Hub {
         let mut events = std::mem::take(&mut *self.handled.lock());
         loop {
             std::mem::swap(&mut events, &mut *self.queue.lock());
-            self.take_kept_events(&mut events);
+            self.at_hand.take_events(&mut events);
             if events.is_empty() {
                 // What was put here meanwhile has been handled; only links may want a flush.
                 let wanted = !self.dirty.lock().is_empty() || !self.later.lock().is_empty();
@@ -375,7 +371,7 @@ impl Hub {
 
     /// Puts events back in front and has the loop call again. Of a long queue only what is new is moved.
     fn requeue(&self, mut events: VecDeque<Event>) {
-        self.take_kept_events(&mut events);
+        self.at_hand.take_events(&mut events);
         let mut queue = self.queue.lock();
         // Closing, perhaps on another thread, has emptied the queue for good.
         if self.is_closed() {

@@ -136,7 +136,7 @@ impl Hub {
     /// One that was used before, perhaps not free; this runs no Python. A wake-up of its former user may still
     /// come: whoever waits looks again.
     pub(crate) fn spare_parking(&self) -> Option<Parking> {
-        self.kept_parking().or_else(|| self.spare_parkings.lock().pop())
+        self.at_hand.parking().or_else(|| self.spare_parkings.lock().pop())
     }
 
     /// Takes back a place to wait that nobody awaits.
@@ -144,7 +144,13 @@ impl Hub {
         if parking.is_given() {
             return;
         }
-        let Some(parking) = self.keep_parking(parking) else { return };
+        if let Some(parking) = self.at_hand.keep_parking(parking) {
+            self.spare(parking);
+        }
+    }
+
+    /// The same, for whoever wants one next, in a callback or not.
+    pub(super) fn spare(&self, parking: Parking) {
         let mut spare = self.spare_parkings.lock();
         if spare.len() < SPARE_PARKINGS_MAX && !self.is_closed() {
             spare.push(parking);
