@@ -11,12 +11,13 @@ PYTEST_PROCESSES ?= 2
 SOURCES := Cargo.toml Cargo.lock pyproject.toml README.md LICENSE \
 	$(shell find rust python -type f \( -name '*.rs' -o -name '*.py' -o -name '*.pyi' -o -name '*.toml' \))
 
-.PHONY: help demo test test-rust test-model test-python test-examples check bench bench-peers bench-chart gpu gpu-wheels guard soak fuzz wheel wheel-abi3 clean
+.PHONY: help demo test test-rust test-model test-python test-examples check bench bench-peers bench-chart gpu gpu-wheels guard soak fuzz wheel wheel-pgo has-llvm-profdata wheel-abi3 clean
 
 help:
 	@echo "make demo    serve a real language model with two workers and stream from it, then classify files in batches"
 	@echo "make test    build and run all tests"
 	@echo "make check   formatters, linters, types, dependency rules"
+	@echo "make wheel-pgo   the wheel to publish: profile-guided, built twice (takes rustup's llvm-tools)"
 	@echo "make bench   the scenarios of benches/README.md, beside the pure-Python floor"
 	@echo "make bench-peers   the same beside Dynamo, gRPC, ZeroMQ, aiohttp and asyncio streams, which it installs"
 	@echo "make gpu     the tests that want a GPU, and the figures of CUDA streams; GPU_WHEELS=FOLDER on a machine without a registry"
@@ -47,10 +48,10 @@ $(STAMPS)/demo-packages: $(STAMPS)/venv examples/requirements.txt
 	@touch $@
 
 # One wheel for users and benchmarks, and one with the audit of interpreter entries for the tests. Whichever
-# was built last is the one installed.
+# was built last is the one installed. The third argument is the environment of the build.
 define install_wheel
 	rm -rf build/wheels/$(1)
-	$(BIN)/maturin build --interpreter $(BIN)/python $(2) --quiet --out build/wheels/$(1)
+	$(3) $(BIN)/maturin build --interpreter $(BIN)/python $(2) --quiet --out build/wheels/$(1)
 	$(BIN)/pip install --quiet --disable-pip-version-check --force-reinstall --no-deps build/wheels/$(1)/*.whl
 	@rm -f $(STAMPS)/wheel-*
 	@touch $(STAMPS)/wheel-$(1)
@@ -62,8 +63,27 @@ $(STAMPS)/wheel-release: $(STAMPS)/venv $(SOURCES)
 $(STAMPS)/wheel-audit: $(STAMPS)/venv $(SOURCES)
 	$(call install_wheel,audit,--profile fast --features audit)
 
-# For this interpreter's version. `make wheel-abi3` makes one for every CPython from 3.11 on, a little slower.
+# A release build, laid out by what another one was seen to do under the loads of the benchmarks (profile-guided
+# optimization). Cargo does not see when a profile changes, so both builds begin anew, in a folder of their own.
+PROFILE := $(CURDIR)/build/profile
+LLVM_PROFDATA = $(firstword $(wildcard $(shell rustc --print sysroot)/lib/rustlib/*/bin/llvm-profdata) llvm-profdata)
+
+has-llvm-profdata:
+	@$(LLVM_PROFDATA) --version >/dev/null || \
+		{ echo "llvm-profdata is missing: rustup component add llvm-tools" >&2; exit 1; }
+
+$(STAMPS)/wheel-pgo: $(STAMPS)/test-packages $(SOURCES) | has-llvm-profdata
+	rm -rf $(PROFILE) target/pgo
+	$(call install_wheel,training,--release,CARGO_TARGET_DIR=target/pgo RUSTFLAGS=-Cprofile-generate=$(PROFILE)/runs)
+	$(BIN)/python benches/python/run.py --arms headrace --repeats 1 --quick
+	$(BIN)/python benches/python/batching.py --arms headrace --repeats 1 --quick
+	$(LLVM_PROFDATA) merge --output=$(PROFILE)/merged.profdata $(PROFILE)/runs
+	$(call install_wheel,pgo,--release,CARGO_TARGET_DIR=target/pgo RUSTFLAGS=-Cprofile-use=$(PROFILE)/merged.profdata)
+
+# For this interpreter's version. `make wheel-pgo` makes the one to publish; `make wheel-abi3` makes one for every CPython from 3.11 on, a little slower.
 wheel: $(STAMPS)/wheel-release
+
+wheel-pgo: $(STAMPS)/wheel-pgo
 
 wheel-abi3: $(STAMPS)/venv
 	rm -rf build/wheels/abi3
@@ -109,12 +129,15 @@ check: $(STAMPS)/lint-packages $(STAMPS)/test-packages $(STAMPS)/wheel-audit
 	cd build && $(CURDIR)/$(BIN)/python -m mypy.stubtest headrace._headrace \
 		--allowlist $(CURDIR)/tests/tools/stubtest_allowlist.txt
 
-bench: $(STAMPS)/wheel-release $(STAMPS)/test-packages
+# What is measured: release, or pgo.
+WHEEL ?= release
+
+bench: $(STAMPS)/wheel-$(WHEEL) $(STAMPS)/test-packages
 	$(BIN)/python benches/python/run.py $(BENCH_ARGS)
 
 # The peers' packages go to environments of their own under build/peers. Only the loop and the codec, which
 # all arms share, are brought to the peers' versions here.
-bench-peers: $(STAMPS)/wheel-release $(STAMPS)/test-packages
+bench-peers: $(STAMPS)/wheel-$(WHEEL) $(STAMPS)/test-packages
 	$(BIN)/python benches/python/peers.py install
 	$(BIN)/pip install --quiet --disable-pip-version-check -r benches/python/peers/base.txt
 	$(CARGO) build --quiet --release -p headrace-benches --bin native
