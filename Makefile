@@ -66,7 +66,9 @@ $(STAMPS)/wheel-audit: $(STAMPS)/venv $(SOURCES)
 # A release build, laid out by what another one was seen to do under the loads of the benchmarks (profile-guided
 # optimization). Cargo does not see when a profile changes, so both builds begin anew, in a folder of their own.
 PROFILE := $(CURDIR)/build/profile
-LLVM_PROFDATA = $(firstword $(wildcard $(shell rustc --print sysroot)/lib/rustlib/*/bin/llvm-profdata) llvm-profdata)
+PGO_FOLDER := CARGO_TARGET_DIR=target/pgo
+LLVM_TOOLS = $(shell rustc --print sysroot)/lib/rustlib/*/bin
+LLVM_PROFDATA = $(firstword $(wildcard $(LLVM_TOOLS)/llvm-profdata) llvm-profdata)
 
 has-llvm-profdata:
 	@$(LLVM_PROFDATA) --version >/dev/null || \
@@ -74,13 +76,14 @@ has-llvm-profdata:
 
 $(STAMPS)/wheel-pgo: $(STAMPS)/test-packages $(SOURCES) | has-llvm-profdata
 	rm -rf $(PROFILE) target/pgo
-	$(call install_wheel,training,--release,CARGO_TARGET_DIR=target/pgo RUSTFLAGS=-Cprofile-generate=$(PROFILE)/runs)
+	$(call install_wheel,training,--release,$(PGO_FOLDER) RUSTFLAGS=-Cprofile-generate=$(PROFILE)/runs)
 	$(BIN)/python benches/python/run.py --arms headrace --repeats 1 --quick
 	$(BIN)/python benches/python/batching.py --arms headrace --repeats 1 --quick
 	$(LLVM_PROFDATA) merge --output=$(PROFILE)/merged.profdata $(PROFILE)/runs
-	$(call install_wheel,pgo,--release,CARGO_TARGET_DIR=target/pgo RUSTFLAGS=-Cprofile-use=$(PROFILE)/merged.profdata)
+	$(call install_wheel,pgo,--release,$(PGO_FOLDER) RUSTFLAGS=-Cprofile-use=$(PROFILE)/merged.profdata)
 
-# For this interpreter's version. `make wheel-pgo` makes the one to publish; `make wheel-abi3` makes one for every CPython from 3.11 on, a little slower.
+# For this interpreter's version. `make wheel-pgo` makes the one to publish; `make wheel-abi3` makes one for every
+# CPython from 3.11 on, a little slower.
 wheel: $(STAMPS)/wheel-release
 
 wheel-pgo: $(STAMPS)/wheel-pgo

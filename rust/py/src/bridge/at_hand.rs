@@ -13,7 +13,7 @@ use super::parking::Parking;
 use crate::ffi::LoopCell;
 use crate::runtime::this_thread;
 
-/// See the module's text. What kind of thread it is takes longer to see than either flag.
+/// See the module's text. On which thread one is takes longer to see than either flag.
 pub(super) struct AtHand {
     /// The loop's thread is in one of the callbacks, below which Python may run.
     pub(super) is_inside: AtomicBool,
@@ -64,12 +64,16 @@ impl AtHand {
 
     /// Adds what was kept to `events`.
     pub(super) fn take_events(&self, events: &mut VecDeque<Event>) {
-        if self.holds_some.load(Ordering::Relaxed) {
-            self.kept.with(|kept| match events.is_empty() {
-                true => std::mem::swap(events, &mut kept.events),
-                false => events.append(&mut kept.events),
-            });
+        if !self.holds_some.load(Ordering::Relaxed) {
+            return;
         }
+        self.kept.with(|kept| {
+            if events.is_empty() {
+                std::mem::swap(events, &mut kept.events);
+            } else {
+                events.append(&mut kept.events);
+            }
+        });
     }
 
     /// The callback ends, all its events having been handled or put into the queue. What else is left.
