@@ -65,22 +65,23 @@ $(STAMPS)/wheel-audit: $(STAMPS)/venv $(SOURCES)
 
 # A release build, laid out by what another one was seen to do under the loads of the benchmarks (profile-guided
 # optimization). Cargo does not see when a profile changes, so both builds begin anew, in a folder of their own.
+# Only the compiler's own tools read its profiles.
 PROFILE := $(CURDIR)/build/profile
-PGO_FOLDER := CARGO_TARGET_DIR=target/pgo
-LLVM_TOOLS = $(shell rustc --print sysroot)/lib/rustlib/*/bin
-LLVM_PROFDATA = $(firstword $(wildcard $(LLVM_TOOLS)/llvm-profdata) llvm-profdata)
+LLVM_PROFDATA = $(wildcard $(shell rustc --print sysroot)/lib/rustlib/*/bin/llvm-profdata)
+profiled = CARGO_TARGET_DIR=target/pgo CARGO_ENCODED_RUSTFLAGS='$(1)'
 
 has-llvm-profdata:
-	@$(LLVM_PROFDATA) --version >/dev/null || \
+	@test -n '$(LLVM_PROFDATA)' || \
 		{ echo "llvm-profdata is missing: rustup component add llvm-tools" >&2; exit 1; }
 
 $(STAMPS)/wheel-pgo: $(STAMPS)/test-packages $(SOURCES) | has-llvm-profdata
-	rm -rf $(PROFILE) target/pgo
-	$(call install_wheel,training,--release,$(PGO_FOLDER) RUSTFLAGS=-Cprofile-generate=$(PROFILE)/runs)
+	rm -rf build/profile target/pgo
+	$(call install_wheel,training,--release,$(call profiled,-Cprofile-generate=$(PROFILE)/runs))
 	$(BIN)/python benches/python/run.py --arms headrace --repeats 1 --quick
 	$(BIN)/python benches/python/batching.py --arms headrace --repeats 1 --quick
-	$(LLVM_PROFDATA) merge --output=$(PROFILE)/merged.profdata $(PROFILE)/runs
-	$(call install_wheel,pgo,--release,$(PGO_FOLDER) RUSTFLAGS=-Cprofile-use=$(PROFILE)/merged.profdata)
+	'$(LLVM_PROFDATA)' merge --output=build/profile/merged.profdata build/profile/runs
+	$(call install_wheel,pgo,--release,$(call profiled,-Cprofile-use=$(PROFILE)/merged.profdata))
+	@rm -rf build/wheels/training
 
 # For this interpreter's version. `make wheel-pgo` makes the one to publish; `make wheel-abi3` makes one for every
 # CPython from 3.11 on, a little slower.

@@ -154,7 +154,7 @@ async def test_what_would_miss_its_deadline_is_expired_early_while_others_wait_t
             assert await asyncio.gather(*late) == [1, 1, 1]
 
 
-async def test_what_would_expire_behind_what_waits_is_refused_at_once_and_a_map_waits_for_its_turn():
+async def test_what_would_expire_behind_what_waits_is_refused_at_once_unless_it_is_of_a_map():
     async def slow(batch):
         await asyncio.sleep(0.01)
         return batch

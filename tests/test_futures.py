@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 import weakref
 from typing import Any
 
@@ -331,3 +332,47 @@ async def test_an_item_awaited_on_another_threads_loop_is_refused_there_and_answ
         waiting = asyncio.ensure_future(_wait(submission))
         batcher.resume()
         assert await waiting == 2
+
+
+class Meddling(asyncio.SelectorEventLoop):
+    """Does something else while it plans a callback, as a collector or a signal's handler might."""
+
+    meddle: Any = None
+
+    def call_soon(self, *args: Any, **keywords: Any) -> Any:
+        meddle, self.meddle = self.meddle, None
+        if meddle is not None:
+            meddle()
+        return super().call_soon(*args, **keywords)
+
+
+def test_what_is_caused_while_a_callback_ends_is_told():
+    async def main():
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, Meddling)
+
+        async def longer_than_a_turn(batch):
+            until = time.perf_counter() + 0.001
+            while time.perf_counter() < until:
+                pass
+            if batch == [1]:
+                loop.meddle = second.cancel
+            return batch
+
+        async with batching(longer_than_a_turn, max_batch_size=1) as batcher:
+            # From now on a task waits for batches, which are run inside the callback.
+            await batcher.submit(0)
+            batcher.pause()
+            first, second = batcher.submit(1), batcher.submit(2)
+            waiting = asyncio.ensure_future(_wait(second))
+            await asyncio.sleep(0)
+            # The next batch is put off, which plans another callback at the end of this one. Nobody waits for
+            # the first item, so nothing else does.
+            batcher.resume()
+            for _ in range(10):
+                await asyncio.sleep(0)
+            assert waiting.cancelled()
+            assert await first == 1
+
+    with asyncio.Runner(loop_factory=Meddling) as runner:
+        runner.run(asyncio.wait_for(main(), GUARD))

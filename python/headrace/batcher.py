@@ -68,7 +68,8 @@ class Batcher(Generic[T, R]):
         response_timeout: seconds for the function, from dispatch on.
         predictive_expiry: expire early what would miss its deadline while others wait that can make theirs,
             and refuse at once (``would_expire``) what would miss its own behind what waits. The time of past
-            batches tells; nothing is predicted before ten.
+            batches tells; nothing is predicted before ten. Not refused are items with a key, those of a
+            :meth:`map`, and those of step engines.
         priorities: levels of priority, 1 to 64.
         aging: seconds of waiting that make up for one level of priority. ``None``: priorities are strict.
         isolate_failures: a batch for which the function raises is halved and run again, until the items that

@@ -1,5 +1,8 @@
 //! Which items are admitted, and what those are told that are not.
 
+use std::time::Duration;
+
+use super::clock::duration_ns;
 use super::queue::{Asked, Bound, Phase, Queue};
 use super::terms::RejectReason;
 use crate::clock::NEVER;
@@ -43,12 +46,16 @@ impl<T, P> Queue<T, P> {
     }
 
     /// Refuses an item whose time would be over before its answer even if everything before it were served
-    /// without a pause. It would only make the queue longer, and be told later. What other keys have waiting may
-    /// or may not come before it, so that does not count; nor does one round, since what waits first may have
-    /// too little time itself, and make way.
+    /// without a pause. It would only make the queue longer, and be told later. One round does not count, since
+    /// what waits first may have too little time itself, and make way. Not for items with a key: how long batches
+    /// take is not known by key. Nor for whoever comes again when there is room, since their time begins when they
+    /// are admitted.
     fn admit_in_time(&self, asked: &Asked, until_ns: u64, now_ns: u64) -> Result<(), RejectReason> {
-        let round = self.rules.size * self.config.workers.max(1);
-        if until_ns == NEVER || self.queued < 2 * round || !self.config.predictive_expiry || self.is_limited {
+        let round = self.rules.size * self.config.workers.max(self.flights.len()).max(1);
+        if until_ns == NEVER || self.queued < 2 * round || !self.config.predictive_expiry {
+            return Ok(());
+        }
+        if self.is_limited || asked.key != 0 || asked.waits_for_room {
             return Ok(());
         }
         let ahead = self.buckets.ahead(asked.key, asked.priority);
@@ -60,7 +67,8 @@ impl<T, P> Queue<T, P> {
         let idle_ns = self.idle_ns(now_ns);
         match self.estimate.predict_rounds_ns(rounds, last, idle_ns) {
             Some(after_ns) if now_ns.saturating_add(after_ns) > until_ns => {
-                Err(RejectReason::WouldExpire { ahead })
+                let late = Duration::from_nanos(now_ns.saturating_add(after_ns) - until_ns);
+                Err(RejectReason::WouldExpire { ahead, late })
             }
             _ => Ok(()),
         }
@@ -95,8 +103,12 @@ impl<T, P> Queue<T, P> {
         self.stats.rejected.invalid += 1;
     }
 
-    /// When there will be room for an item that was refused: when the next batch is likely to be taken.
+    /// When there will be room for an item that was refused: when the next batch is likely to be taken, or so
+    /// much less waits that its answer is likely to be in time.
     pub(super) fn retry_after_ns(&self, reason: &RejectReason) -> Option<u64> {
+        if let RejectReason::WouldExpire { late, .. } = reason {
+            return Some(duration_ns(*late));
+        }
         let batch_ns = self.predict_ns(self.rules.size, self.latest_ns)?;
         reason.passes().then(|| batch_ns / self.config.workers.max(1) as u64)
     }

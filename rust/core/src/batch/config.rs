@@ -54,7 +54,9 @@ pub struct BatchConfig {
     pub timeout: Option<Duration>,
     /// Bounds the wait for the function, from dispatch on. Default none.
     pub response_timeout: Option<Duration>,
-    /// Expires early what would miss its deadline anyway, while others wait that can make theirs. Default true.
+    /// Expires early what would miss its deadline anyway, while others wait that can make theirs, and refuses what
+    /// would miss its own behind what waits, but for items with a key, items of maps, and takers with a limit.
+    /// Default true.
     pub predictive_expiry: bool,
     /// Levels of priority; 0 is the most urgent. Default 1.
     pub priorities: usize,

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use super::config::QUEUE_CAPACITY_MAX;
 use super::deadlines::run;
 use super::outcome::TimeLimit;
 use super::queue::{Decided, End, Queue};
@@ -131,7 +132,7 @@ impl<T, P> Queue<T, P> {
     ) -> Option<Formed<T>> {
         let now_ns = self.advance(now_ns);
         self.expire(now_ns, decided);
-        self.is_limited |= limit < self.rules.size;
+        self.is_limited |= limit < QUEUE_CAPACITY_MAX;
         let most = limit.min(self.rules.size);
         if most == 0 || !self.may_take() {
             return None;

@@ -127,8 +127,10 @@ pub enum RejectReason {
     /// So many wait before it that its answer would come too late (`predictive_expiry`).
     #[error("{ahead} items wait before it, and its deadline would pass meanwhile (predictive_expiry)")]
     WouldExpire {
-        /// Items of its key that wait, and are as urgent or more.
+        /// Items that wait, and are as urgent or more.
         ahead: usize,
+        /// How much later than its deadline its answer would come.
+        late: Duration,
     },
 }
 

@@ -293,6 +293,11 @@ impl Core {
         }
     }
 
+    /// Whether this is the loop's thread, looking for batches below.
+    pub(super) fn is_looking(&self) -> bool {
+        self.looking.load(Ordering::Relaxed) && self.hub.is_loop_thread()
+    }
+
     /// Whether batches may be run in this turn of the loop still.
     fn has_turn(&self) -> bool {
         let (turn, now) = (self.hub.turn(), Instant::now());
@@ -446,7 +451,7 @@ impl Drop for Duty {
         }
         if let Some(core) = self.core.upgrade() {
             let freed = core.crew.lock().leave(self.worker, Place::Free);
-            if freed && !(core.looking.load(Ordering::Relaxed) && core.hub.is_loop_thread()) {
+            if freed && !core.is_looking() {
                 core.plan_take();
             }
         }

@@ -5,18 +5,15 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use pyo3::prelude::*;
-
 use super::event::Event;
-use super::hub::Hub;
 use super::parking::Parking;
 use crate::ffi::LoopCell;
 use crate::runtime::this_thread;
 
 /// See the module's text. On which thread one is takes longer to see than either flag.
 pub(super) struct AtHand {
-    /// The loop's thread is in one of the callbacks, below which Python may run.
-    pub(super) is_inside: AtomicBool,
+    /// The loop's thread is in one of the callbacks, which will look here.
+    is_open: AtomicBool,
     holds_some: AtomicBool,
     kept: LoopCell<Kept>,
 }
@@ -31,12 +28,12 @@ impl AtHand {
     /// For the loop of this thread.
     pub(super) fn new() -> Self {
         let kept = LoopCell::new(this_thread(), Kept::default());
-        Self { is_inside: AtomicBool::new(false), holds_some: AtomicBool::new(false), kept }
+        Self { is_open: AtomicBool::new(false), holds_some: AtomicBool::new(false), kept }
     }
 
     /// Keeps something until the end of the callback that this thread is in, or gives it back.
     fn keep<T>(&self, thing: T, put: impl FnOnce(&mut Kept, T)) -> Option<T> {
-        if !self.is_inside.load(Ordering::Relaxed) {
+        if !self.is_open.load(Ordering::Relaxed) {
             return Some(thing);
         }
         let mut thing = Some(thing);
@@ -76,20 +73,20 @@ impl AtHand {
         });
     }
 
-    /// The callback ends, all its events having been handled or put into the queue. What else is left.
-    pub(super) fn end(&self, mut left: impl FnMut(Parking)) {
+    /// The callback begins.
+    pub(super) fn open(&self) {
+        self.is_open.store(true, Ordering::Relaxed);
+    }
+
+    /// The callback ends: nothing more is kept. Events that are left, and each place to wait.
+    pub(super) fn close(&self, mut each: impl FnMut(Parking)) -> VecDeque<Event> {
+        self.is_open.store(false, Ordering::Relaxed);
+        let mut events = VecDeque::new();
+        self.take_events(&mut events);
         while let Some(parking) = self.parking() {
-            left(parking);
+            each(parking);
         }
         self.holds_some.store(false, Ordering::Relaxed);
-    }
-}
-
-impl Hub {
-    /// As [`Self::settle`], for who returns to the callback that this thread is in, if it is in one, before
-    /// anybody waits for what was caused. The callback handles it then, and the loop is spared another turn.
-    pub(crate) fn settle_unless_inside(&self, py: Python<'_>) -> PyResult<()> {
-        let is_inside = self.at_hand.is_inside.load(Ordering::Relaxed) && self.is_loop_thread();
-        if is_inside { Ok(()) } else { self.settle(py) }
+        events
     }
 }

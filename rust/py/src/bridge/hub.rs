@@ -81,6 +81,8 @@ pub(crate) struct Hub {
     pub(super) loop_side: Mutex<Option<LoopSide>>,
     closed: AtomicBool,
     closes: Mutex<Vec<Weak<dyn Closes>>>,
+    /// The loop's thread is in one of the callbacks, below which Python may run.
+    inside: AtomicBool,
     scratch: Mutex<Vec<u8>>,
     /// The callbacks do nothing any more.
     abandoned: AtomicBool,
@@ -126,6 +128,7 @@ impl Hub {
             loop_side: Mutex::new(None),
             closed: AtomicBool::new(false),
             closes: Mutex::default(),
+            inside: AtomicBool::new(false),
             scratch: Mutex::default(),
             abandoned: AtomicBool::new(false),
             spare_parkings: Mutex::default(),
@@ -141,8 +144,8 @@ impl Hub {
     }
 
     /// Pushes an event. On the loop's own thread it is handled at the end of the turn, which whoever called
-    /// from Python plans by [`Self::settle`]. After the loop has ended it is dropped: what it names would be
-    /// kept alive by it, and keep the hub.
+    /// from Python plans by [`Self::settle`]. After the loop has ended it is dropped, but inside a callback that
+    /// is to end yet: what it names would be kept alive by it, and keep the hub.
     pub(crate) fn put(&self, event: Event) {
         let Some(event) = self.at_hand.keep_event(event) else {
             self.flush_wanted.store(true, Ordering::Relaxed);
@@ -295,7 +298,8 @@ impl Hub {
 
     /// The loop's thread begins something that may cause events; they are handled by [`Self::leave`].
     pub(crate) fn enter(&self) {
-        self.at_hand.is_inside.store(true, Ordering::Relaxed);
+        self.inside.store(true, Ordering::Relaxed);
+        self.at_hand.open();
         self.turns.fetch_add(1, Ordering::Relaxed);
         self.pending.store(true, Ordering::Release);
     }
@@ -303,8 +307,13 @@ impl Hub {
     /// Handles what has gathered, up to a budget; then the loop is called back for the rest.
     pub(crate) fn leave(&self, py: Python<'_>) -> PyResult<()> {
         let result = self.handle_gathered(py);
-        self.at_hand.end(|parking| self.spare(parking));
-        self.at_hand.is_inside.store(false, Ordering::Relaxed);
+        // Before anything else runs Python: what that causes is for another callback.
+        let left = self.at_hand.close(|parking| self.spare(parking));
+        if !left.is_empty() {
+            self.requeue(left);
+        }
+        let result = result.and_then(|()| self.settle(py));
+        self.inside.store(false, Ordering::Relaxed);
         result
     }
 
@@ -321,7 +330,7 @@ impl Hub {
         self.abandoned.store(true, Ordering::Relaxed);
         let until = Instant::now() + ABANDON_WAIT;
         py.detach(|| {
-            while self.at_hand.is_inside.load(Ordering::Relaxed) && Instant::now() < until {
+            while self.inside.load(Ordering::Relaxed) && Instant::now() < until {
                 std::thread::sleep(Duration::from_millis(1));
             }
         });
@@ -366,7 +375,7 @@ impl Hub {
         if events.capacity() <= EVENTS_PER_DRAIN {
             *self.handled.lock() = events;
         }
-        self.settle(py)
+        Ok(())
     }
 
     /// Puts events back in front and has the loop call again. Of a long queue only what is new is moved.
