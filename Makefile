@@ -68,7 +68,7 @@ $(STAMPS)/wheel-audit: $(STAMPS)/venv $(SOURCES)
 # Only the compiler's own tools read its profiles.
 PROFILE := $(CURDIR)/build/profile
 LLVM_PROFDATA = $(wildcard $(shell rustc --print sysroot)/lib/rustlib/*/bin/llvm-profdata)
-profiled = CARGO_TARGET_DIR=target/pgo CARGO_ENCODED_RUSTFLAGS='$(1)'
+profiled = CARGO_TARGET_DIR=target/pgo RUSTFLAGS='$(1)'
 
 has-llvm-profdata:
 	@test -n '$(LLVM_PROFDATA)' || \

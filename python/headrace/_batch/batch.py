@@ -46,8 +46,8 @@ class Batch(list[T]):
     __slots__ = ("_stream", "_taken")
 
     def __init__(self, taken: BatchTaken, stream: Any = None) -> None:
-        # `super` takes twice as long, for each batch.
-        list.__init__(self, taken.items)
+        # Shorter than by `super`, for each batch.
+        self.extend(taken.items)
         self._taken = taken
         self._stream = stream
 
